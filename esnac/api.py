@@ -1,0 +1,408 @@
+"""A whole run: settings, data and teacher, search, full training. The roof over all rooms.
+
+The command line and `esnac.run_search` are thin callers of what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esnac import networks, search_spaces, teachers
+from esnac import data as data_room
+from esnac.data import DataSet
+from esnac.distillation.targets import TeacherTargets
+from esnac.errors import EsnacError, RunError, WeightsError
+from esnac.executors import SerialExecutor
+from esnac.graphs import student as students
+from esnac.graphs.arch_graph import ArchGraph
+from esnac.graphs.cost import cost
+from esnac.graphs.network import StudentNetwork, teacher_weights
+from esnac.graphs.trace import trace
+from esnac.objective import compression, reward
+from esnac.report.epochs import EpochProgress
+from esnac.report.progress import Progress
+from esnac.report.summary import RunSummary, summarise
+from esnac.report.tensorboard import ScalarLog
+from esnac.runs import Run, compare, run_name
+from esnac.runtime import derive_seed, resolve_device
+from esnac.search.evaluation import Evaluator
+from esnac.search.loop import restore, search_loop
+from esnac.search.presets import preset
+from esnac.search.searcher import Searcher
+from esnac.search.settings import RunSettings
+from esnac.settings import build, load_toml, merge, parse_assignments, to_plain
+from esnac.stages._base import StageContext
+from esnac.stages.full_training import FullTraining
+from esnac.stages.teacher import TeacherJob, train_teacher, versions
+from esnac.training import accuracy
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Absolute paths. Teachers are looked for in `teachers` in order; new ones go to `new_teachers`."""
+
+    runs: Path
+    new_teachers: Path
+    teachers: list[Path] = field(default_factory=list)
+    search_spaces: Path | None = None
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user asked for: names, and layers of settings from weak to strong."""
+
+    network: str
+    dataset: str
+    seed: int | None = None
+    preset: str | None = None
+    file: Path | None = None
+    assignments: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network with its graph; `weights` by layer name, on the CPU. Accuracies are fractions."""
+
+    module: nn.Module
+    graph: ArchGraph
+    weights: Mapping[str, Tensor]
+    accuracy: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a run left behind: its folder, its figures, and the best student to use at once."""
+
+    path: Path
+    summary: RunSummary
+
+    def best_student(self) -> nn.Module:
+        """The finalist with the largest f, loaded."""
+        best = self.summary.best_finalist()
+        if best is None:
+            raise EsnacError(f"{self.path} has no finalist yet.")
+        return students.load(self.path / best.path)
+
+
+def resolve_settings(choices: Choices, folders: Folders) -> RunSettings:
+    """Defaults < preset < search space and recipe < file < assignments, checked.
+
+    The preset needs the size of the training split, so the data set is loaded once in between;
+    names and keys are checked before that.
+    """
+    family = networks.family(choices.network)
+    explicit = merge(load_toml(choices.file) if choices.file else {}, parse_assignments(choices.assignments))
+    named: dict[str, Any] = {"network": choices.network, "dataset": choices.dataset}
+    named |= {} if choices.seed is None else {"seed": choices.seed}
+    named |= {"preset": choices.preset or "quick"}
+    layers = [
+        {"teacher": teachers.recipe(folders.teachers, choices.network, choices.dataset)},
+        {"space": search_spaces.load(folders.search_spaces, choices.network, family)},
+        explicit,
+        named,
+    ]
+    checked = build(RunSettings, merge(preset(named["preset"], 50_000), *layers))
+    images = len(data_room.load(checked.dataset, folders.data, checked.data).train)
+    return build(RunSettings, merge(preset(named["preset"], images), *layers))
+
+
+def prepare_teacher(
+    settings: RunSettings,
+    data: DataSet,
+    folders: Folders,
+    device: torch.device,
+    weights: Path | None = None,
+    retrain: bool = False,
+) -> Teacher:
+    """The teacher: a user's `weights`, one found in the folders, or one trained now by its recipe."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        module = networks.build(settings.network, data.num_classes, data.input_shape[0])
+    if weights is not None:
+        teachers.load_weights(weights, module)
+        return _measured(module, data, device)
+    plain = to_plain(settings.data)
+    name = teachers.folder_name(settings.network, settings.dataset, plain)
+    folder = None if retrain else teachers.find(folders.teachers, name)
+    if folder is None:
+        job = TeacherJob(settings.network, settings.dataset, settings.teacher, plain, settings.seed)
+        with EpochProgress("teacher", settings.teacher.epochs) as progress:
+            card = train_teacher(
+                module, data, job, folders.new_teachers / name, device, progress.update
+            )
+    else:
+        card = teachers.load(folder, module)
+        if card.data != plain:
+            raise WeightsError(
+                f"The teacher in {folder} was trained on other data settings "
+                f"({_differences(card.data, plain)}). Train one for these with --teachers DIR, "
+                "or pass --teacher FILE."
+            )
+    graph = trace(module, data.input_shape)
+    return Teacher(
+        module.to(device),
+        graph,
+        teacher_weights(graph, module.state_dict()),
+        card.accuracy,
+        card.validation_accuracy,
+    )
+
+
+def start(
+    choices: Choices,
+    folders: Folders,
+    *,
+    suffix: str | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    weights: Path | None = None,
+) -> Path:
+    """`esnac search`: runs or resumes a whole run; returns its folder."""
+    where = resolve_device(device)
+    with _opened(choices, folders, suffix, resume) as (run, settings):
+        data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
+        teacher = prepare_teacher(settings, data, folders, where, weights)
+        _run(run, settings, data, teacher, where)
+        return run.path
+
+
+def finish(path: Path, folders: Folders, *, device: str = "auto", weights: Path | None = None) -> None:
+    """`esnac finish`: ends the search where it stands and trains the best students fully."""
+    where = resolve_device(device)
+    with Run.open(path, write=True) as run:
+        settings = build(RunSettings, run.settings, where=f"{path / 'settings.json'}")
+        if not any(event.get("state") == "DONE" for event in run.events()):
+            raise RunError(f"{path} has no finished evaluation yet. Resume its search first: --resume.")
+        data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
+        teacher = prepare_teacher(settings, data, folders, where, weights)
+        targets = _targets(teacher, settings, data, where)
+        searcher = _searcher(teacher, settings)
+        restore(searcher, run.events())
+        _finish(run, settings, data, teacher, targets, searcher, where)
+
+
+def run_search(
+    model: nn.Module,
+    data: DataSet,
+    settings: RunSettings | Mapping[str, Any] | None = None,
+    *,
+    runs: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> SearchResult:
+    """Compresses a trained module of the user's own.
+
+    `model`: any network that `esnac.trace` understands, trained; it is not changed. `data`: a `DataSet`
+    (for own tensors: `esnac.data.from_tensors`). `settings`: a `RunSettings`, or nested plain settings
+    on top of the "quick" preset, such as `{"search": {"steps": 10}}`. The run is kept in `runs/name`;
+    `resume` goes on with one that was interrupted.
+    """
+    where = resolve_device(device)
+    if not isinstance(settings, RunSettings):
+        own = dict(settings or {})
+        names = {"network": type(model).__name__, "dataset": data.name, "preset": "quick"}
+        own = merge(names, own)
+        settings = build(RunSettings, merge(preset(own["preset"], len(data.train)), own))
+    root = Path(runs).absolute()
+    name = name or run_name(settings.network, settings.dataset, str(settings.seed))
+    data = data.to(where)
+    opened = Run.resume(root, name) if resume else Run.create(root, name, to_plain(settings))
+    with opened as run:
+        _refuse_other(run, to_plain(settings))
+        teacher = _measured(model, data, where)
+        _run(run, settings, data, teacher, where)
+        return SearchResult(run.path, summarise(run.events(), run.path.name, run.path))
+
+
+@contextmanager
+def _opened(
+    choices: Choices, folders: Folders, suffix: str | None, resume: bool
+) -> Iterator[tuple[Run, RunSettings]]:
+    """A new run, or an old one with the settings it was started with."""
+    default_suffix = str(choices.seed if choices.seed is not None else RunSettings.seed)
+    name = run_name(choices.network, choices.dataset, suffix or default_suffix)
+    if not resume:
+        Run.check_new(folders.runs, name)
+        settings = resolve_settings(choices, folders)
+        run = Run.create(folders.runs, name, to_plain(settings))
+    else:
+        run = Run.resume(folders.runs, name)
+        wanted: dict[str, Any] = {} if choices.seed is None else {"seed": choices.seed}
+        wanted |= {} if choices.preset is None else {"preset": choices.preset}
+        explicit = merge(
+            load_toml(choices.file) if choices.file else {}, parse_assignments(choices.assignments)
+        )
+        settings = build(RunSettings, merge(run.settings, explicit, wanted))
+        _refuse_other(run, to_plain(settings))
+    with run:
+        yield run, settings
+
+
+def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
+    different = compare(run.settings, wanted)
+    if different:
+        run.close()
+        raise RunError(
+            f"{run.path} was started with other settings ({_pairs(different)}). "
+            "Resume it without them, or start another run with --suffix."
+        )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    return _pairs(compare(old, new))
+
+
+def _pairs(different: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{key} {old} there, {new} here" for key, (old, new) in different.items())
+
+
+def _measured(module: nn.Module, data: DataSet, device: torch.device) -> Teacher:
+    """A user's trained module as a teacher, on a copy."""
+    graph = trace(module, data.input_shape)
+    state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
+    weights = teacher_weights(graph, state)
+    network = StudentNetwork(graph, weights).to(device).eval()
+    teacher = Teacher(
+        network,
+        graph,
+        weights,
+        accuracy(network, data.test, data),
+        accuracy(network, data.validation, data),
+    )
+    if teacher.validation_accuracy == 0:
+        raise EsnacError("The network is right on no validation image: is it trained, and for this data?")
+    return teacher
+
+
+def _searcher(teacher: Teacher, settings: RunSettings) -> Searcher:
+    return Searcher(
+        teacher.graph,
+        teacher_accuracy=teacher.validation_accuracy,
+        settings=settings.search,
+        space=settings.space,
+        surrogate=settings.surrogate,
+        seed=settings.seed,
+    )
+
+
+def _run(
+    run: Run, settings: RunSettings, data: DataSet, teacher: Teacher, device: torch.device
+) -> None:
+    """Search and full training, from wherever the journal says the run stands."""
+    events = run.events()
+    searcher = _searcher(teacher, settings)
+    restore(searcher, events)
+    if not events:
+        _record_start(run, settings, teacher)
+    targets = _targets(teacher, settings, data, device)
+    if not any(event["event"] == "finalists" for event in events):
+        evaluator = Evaluator(
+            searcher.space,
+            teacher.weights,
+            data,
+            targets,
+            settings.evaluation,
+            settings.space.inherit,
+            settings.seed,
+            device,
+            run.trial_folder,
+        )
+        with Progress() as bar, ScalarLog(run.path / "tensorboard", events) as scalars:
+
+            def record(rows: Sequence[dict[str, Any]]) -> None:
+                run.append_many(rows)
+                for row in rows:
+                    if row["state"] == "DONE":
+                        scalars.trial(row)
+
+            def progress(searcher: Searcher) -> None:
+                best = searcher.best()
+                total = settings.search.steps * settings.search.batch
+                bar.update(
+                    len(searcher.outcomes),
+                    total,
+                    max(searcher.steps, 1),
+                    searcher.f(best[0]) if best else None,
+                )
+
+            search_loop(searcher, SerialExecutor(evaluator), record, progress)
+    _finish(run, settings, data, teacher, targets, searcher, device)
+
+
+def _record_start(run: Run, settings: RunSettings, teacher: Teacher) -> None:
+    spent = cost(teacher.graph)
+    run.append_many(
+        [
+            {
+                "event": "run",
+                "network": settings.network,
+                "dataset": settings.dataset,
+                "seed": settings.seed,
+                "engine": settings.search.engine,
+                "versions": versions(),
+            },
+            {
+                "event": "teacher",
+                "accuracy": teacher.accuracy,
+                "validation_accuracy": teacher.validation_accuracy,
+                "params": spent.params,
+                "macs": spent.macs,
+            },
+        ]
+    )
+
+
+def _targets(
+    teacher: Teacher, settings: RunSettings, data: DataSet, device: torch.device
+) -> TeacherTargets:
+    """The teacher's answers, shared by all trials and finalists."""
+    seed = derive_seed(settings.seed, "augmentation")
+    return TeacherTargets(teacher.module, data, seed, device)
+
+
+def _finish(
+    run: Run,
+    settings: RunSettings,
+    data: DataSet,
+    teacher: Teacher,
+    targets: TeacherTargets,
+    searcher: Searcher,
+    device: torch.device,
+) -> None:
+    """Full training of the finalists; those that the journal holds already are not repeated."""
+    events = run.events()
+    chosen = [event["trials"] for event in events if event["event"] == "finalists"]
+    if not chosen:
+        chosen = [[trial.number for trial in searcher.best(settings.finish.finalists)]]
+        run.append("finalists", trials=chosen[0])
+    ready = {event["index"] for event in events if event["event"] == "stage"}
+    stage = FullTraining(settings.finish.training, settings.finish.from_scratch)
+    for index, number in enumerate(chosen[-1]):
+        if index in ready:
+            continue
+        target = run.finalist_folder(index)
+        title = f"finalist {index + 1} of {len(chosen[-1])}"
+        with EpochProgress(title, settings.finish.training.epochs) as progress:
+            context = StageContext(data, targets, device, settings.seed, index, progress.update)
+            result = stage.run(run.trial_folder(number), target, context)
+        ratio = compression(result.params, searcher.teacher_cost.params)
+        row = result.to_plain() | {
+            "path": target.relative_to(run.path).as_posix(),
+            "index": index,
+            "trial": number,
+            "ratio": ratio,
+            "f": reward(ratio, result.accuracy, teacher.accuracy),
+        }
+        run.append("stage", **row)
+    if not any(event["event"] == "end" for event in events):
+        run.append("end")

@@ -1,0 +1,89 @@
+"""Options that several commands share, with the same words for each."""
+
+from __future__ import annotations
+
+import argparse
+
+_FOLDERS = {
+    "runs": "folder of the runs (default: $ESNAC_HOME/runs, else ./runs)",
+    "teachers": "folder of the teachers (default: $ESNAC_HOME/teachers, else ./teachers)",
+    "search-spaces": "folder of the search spaces (default: $ESNAC_HOME/search_spaces, "
+    "./search_spaces, or those that come with esnac)",
+    "data": "folder of the data sets, to read or to download to (default: $ESNAC_DATA, else ./data)",
+}
+
+
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """--network and --dataset."""
+    parser.add_argument(
+        "--network",
+        required=True,
+        metavar="NAME",
+        help="resnet20, resnet34, vgg19, ... or package.module:callable for one of your own; an "
+        "unknown name lists them all",
+    )
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help="digits, cifar10, cifar100, images:PATH (a folder or archive with one folder per "
+        "class) or parquet:PATH",
+    )
+
+
+def add_folders(parser: argparse.ArgumentParser, *names: str) -> None:
+    """A --NAME DIR for each of `names`."""
+    group = parser.add_argument_group("folders")
+    for name in names:
+        group.add_argument(f"--{name}", metavar="DIR", help=_FOLDERS[name])
+
+
+def add_settings(parser: argparse.ArgumentParser, example: str) -> None:
+    """--seed and --set."""
+    parser.add_argument(
+        "--seed", type=natural, metavar="N", help="of all randomness (default: 127)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change one setting, as in --set {example}; may be repeated",
+    )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """--device and --threads."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto (a GPU if there is one), cpu, cuda or cuda:1 (default: auto)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="processor threads for PyTorch (default: its own choice)",
+    )
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    return _at_least(text, 0)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _at_least(text, 1)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"a whole number from {least} is expected, got {text!r}")
+    return number

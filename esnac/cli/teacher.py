@@ -1,0 +1,32 @@
+"""`esnac teacher`: train a network by its recipe and keep it as a teacher."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from esnac.cli import options
+from esnac.errors import EsnacError
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "teacher",
+        help="train a network to be compressed",
+        description="Train a network by its recipe (recipe.toml in the teacher's folder, else the "
+        "data set's own) and write card.json and weights.safetensors to "
+        "teachers/<network>-<dataset>.",
+        epilog="Example: esnac teacher --network resnet20 --dataset cifar10",
+    )
+    options.add_names(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="replace a teacher that is there already"
+    )
+    options.add_settings(parser, "teacher.epochs=30")
+    options.add_machine(parser)
+    options.add_folders(parser, "teachers", "data")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    raise EsnacError("not wired yet")

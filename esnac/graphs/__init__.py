@@ -1,0 +1,1 @@
+"""Architectures as graphs: trace, channel groups, moves, encoding, cost, execution."""

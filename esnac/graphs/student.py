@@ -1,0 +1,112 @@
+"""A student on disk: `architecture.json` and `weights.safetensors` in a folder.
+
+Needs neither pickle nor the class of the network it was made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+
+from esnac.errors import EsnacError, WeightsError
+from esnac.graphs.arch_graph import ArchGraph
+from esnac.graphs.network import StudentNetwork
+
+ARCHITECTURE = "architecture.json"
+WEIGHTS = "weights.safetensors"
+
+
+def save(folder: str | Path, network: StudentNetwork) -> None:
+    """Writes both files, each under a temporary name that is then renamed.
+
+    The folder is made if there is none; a student in it is replaced. Raises EsnacError when the
+    folder cannot be written.
+    """
+    folder = Path(folder)
+    weights = {
+        key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = network.graph.to_json()
+        _replace(folder / ARCHITECTURE, lambda path: path.write_text(text, encoding="utf-8"))
+        _replace(folder / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise EsnacError(f"Cannot write a student to {folder} ({_line(error)}).") from None
+
+
+def load(folder: str | Path) -> StudentNetwork:
+    """The student in eval mode on the CPU.
+
+    Raises EsnacError when the architecture is missing or damaged, WeightsError when the weights
+    are missing, truncated or those of another architecture.
+    """
+    folder = Path(folder)
+    graph = _read_architecture(folder / ARCHITECTURE)
+    path = folder / WEIGHTS
+    try:
+        weights = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"No student weights at {path}. Copy the whole student folder or train it again."
+        ) from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} is truncated or damaged ({_line(error)}). "
+            "Copy the student folder again or train it again."
+        ) from None
+    try:
+        return StudentNetwork(graph, weights).eval()
+    except WeightsError as error:
+        raise WeightsError(
+            f"{path} does not fit {folder / ARCHITECTURE}: {_line(error)} "
+            "Put the two files of one student together."
+        ) from None
+    except EsnacError as error:
+        raise EsnacError(f"{folder / ARCHITECTURE}: {_line(error)}") from None
+
+
+def _read_architecture(path: Path) -> ArchGraph:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise EsnacError(
+            f"No student at {path.parent}: {path.name} is missing. Give the folder of a student, "
+            "for example runs/<run>/finalists/0."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EsnacError(f"{path} cannot be read ({_line(error)}).") from None
+    return ArchGraph.from_json(text, path)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes to a temporary name beside `path`, forces it to disk and renames it."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,16 @@
+"""The reward of a student (Cao, Wang, Kitani, ICLR 2019)."""
+
+from __future__ import annotations
+
+
+def compression(params: int, teacher_params: int) -> float:
+    """c = 1 - params(student) / params(teacher): the share of parameters saved ("ratio" in tables)."""
+    return 1 - params / teacher_params
+
+
+def reward(ratio: float, accuracy: float, teacher_accuracy: float) -> float:
+    """f = c (2 - c) a with a = accuracy(student) / accuracy(teacher), both on the same split.
+
+    0 for the teacher itself (c = 0); above 1 only when a student beats its teacher.
+    """
+    return ratio * (2 - ratio) * accuracy / teacher_accuracy

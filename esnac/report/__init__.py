@@ -1,0 +1,1 @@
+"""What a run shows: tables, progress, TensorBoard scalars. It reads journals alone."""

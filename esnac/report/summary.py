@@ -1,0 +1,220 @@
+"""A run in a few figures, from its journal alone.
+
+Accuracies are fractions in [0, 1]; `ratio` is c = 1 - params / teacher's params, `times` is
+teacher's params / params = 1 / (1 - c). A finalist's `accuracy` and `f` use the test split, its
+`accuracy_search` and `f_search` (before full training) the validation split of the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherFigures:
+    """`accuracy` is on the test split."""
+
+    accuracy: float | None = None
+    params: int | None = None
+    macs: int | None = None
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A finalist after its last stage; fields are None where no stage has finished yet.
+
+    `stages` holds each stage's journal fields in order; `path` is the student's folder.
+    """
+
+    index: int
+    trial: int
+    params: int | None
+    macs: int | None
+    ratio: float | None
+    times: float | None
+    accuracy_search: float | None
+    accuracy: float | None
+    f_search: float | None
+    f: float | None
+    path: str | None
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial in its last state; `accuracy` and `f` on the validation split."""
+
+    trial: int
+    state: str
+    step: int | None = None
+    params: int | None = None
+    macs: int | None = None
+    ratio: float | None = None
+    times: float | None = None
+    accuracy: float | None = None
+    f: float | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """`evaluations` counts the trials that are DONE; `best_f` is the largest f among them."""
+
+    run: str
+    network: str | None
+    dataset: str | None
+    seed: int | None
+    engine: str | None
+    teacher: TeacherFigures
+    evaluations: int
+    best_f: float | None
+    finalists: list[Finalist]
+    trials: list[Trial]
+    ended: bool
+
+    def to_plain(self) -> dict[str, Any]:
+        """The object of `stat --format json`: the fields above without `trials` and `ended`."""
+        plain = asdict(self)
+        del plain["trials"], plain["ended"]
+        return plain
+
+    def count(self, state: str) -> int:
+        """Trials that are in `state` now."""
+        return sum(trial.state == state for trial in self.trials)
+
+    def best_trials(self) -> list[Trial]:
+        """Trials that are DONE, best f first."""
+        done = [trial for trial in self.trials if trial.state == "DONE" and trial.f is not None]
+        return sorted(done, key=lambda trial: (-(trial.f or 0.0), trial.trial))
+
+    def best_finalist(self) -> Finalist | None:
+        """The finalist that is best on the validation split: test data never choose.
+
+        Its c (2 - c) a is compared with a = validation accuracy after the last stage (the
+        teacher's is the same for all); f of the search where a stage measured none.
+        """
+        finished = [finalist for finalist in self.finalists if finalist.stages]
+        measured = all(_validation(finalist) is not None for finalist in finished)
+        key = _validation if measured else lambda finalist: finalist.f_search
+        return max(finished, key=lambda f: (key(f) or 0.0, -f.index), default=None)
+
+
+def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None) -> RunSummary:
+    """What the journal's `events` say; a run may be at any point of its life.
+
+    With the run's `folder`, paths of finalists are absolute, else relative to the run.
+    """
+    events = list(events)
+    header = next((event for event in events if event["event"] == "run"), {})
+    teacher = _teacher(events)
+    trials = _trials(events, teacher)
+    results = [trial.f for trial in trials if trial.state == "DONE" and trial.f is not None]
+    return RunSummary(
+        run=run_name,
+        network=header.get("network"),
+        dataset=header.get("dataset"),
+        seed=header.get("seed"),
+        engine=header.get("engine"),
+        teacher=teacher,
+        evaluations=sum(trial.state == "DONE" for trial in trials),
+        best_f=max(results, default=None),
+        finalists=_finalists(events, {t.trial: t for t in trials}, teacher, folder),
+        trials=trials,
+        ended=bool(events) and events[-1]["event"] == "end",
+    )
+
+
+def objective(ratio: float, accuracy: float) -> float:
+    """f = c (2 - c) a with c = `ratio` and a = `accuracy` (Cao et al., ICLR 2019).
+
+    With `accuracy` relative to the teacher's this is f itself.
+    """
+    return ratio * (2 - ratio) * accuracy
+
+
+def compression(
+    params: int | None, teacher_params: int | None
+) -> tuple[float | None, float | None]:
+    """(ratio, times) of a student; (None, None) when a count is not known."""
+    if not params or not teacher_params:
+        return None, None
+    return 1 - params / teacher_params, teacher_params / params
+
+
+def _teacher(events: list[Event]) -> TeacherFigures:
+    last = next((event for event in reversed(events) if event["event"] == "teacher"), {})
+    return TeacherFigures(last.get("accuracy"), last.get("params"), last.get("macs"))
+
+
+def _trials(events: list[Event], teacher: TeacherFigures) -> list[Trial]:
+    merged: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] == "trial":
+            merged.setdefault(event["trial"], {}).update(event)
+    rows = []
+    for number in sorted(merged):
+        row = merged[number]
+        ratio, times = compression(row.get("params"), teacher.params)
+        keys = ("step", "params", "macs", "accuracy", "f", "seconds", "reason")
+        values = {key: row.get(key) for key in keys}
+        rows.append(
+            Trial(number, row["state"], ratio=row.get("ratio", ratio), times=times, **values)
+        )
+    return rows
+
+
+def _finalists(
+    events: list[Event], trials: Mapping[int, Trial], teacher: TeacherFigures, folder: Path | None
+) -> list[Finalist]:
+    """One for each trial of the last `finalists` event, with the stages that belong to it."""
+    last = next((event for event in reversed(events) if event["event"] == "finalists"), {})
+    rows = []
+    for index, number in enumerate(last.get("trials", ())):
+        stages = [
+            _stage(event, folder)
+            for event in events
+            if event["event"] == "stage"
+            and (event.get("index"), event.get("trial")) == (index, number)
+        ]
+        trial = trials.get(number, Trial(number, "PROPOSED"))
+        end = stages[-1] if stages else {}
+        params = end.get("params", trial.params)
+        ratio, times = compression(params, teacher.params)
+        rows.append(
+            Finalist(
+                index=index,
+                trial=number,
+                params=params,
+                macs=end.get("macs", trial.macs),
+                ratio=end.get("ratio", ratio),
+                times=times,
+                accuracy_search=trial.accuracy,
+                accuracy=end.get("accuracy"),
+                f_search=trial.f,
+                f=end.get("f"),
+                path=end.get("path"),
+                stages=stages,
+            )
+        )
+    return rows
+
+
+def _stage(event: Event, folder: Path | None) -> dict[str, Any]:
+    left_out = ("time", "event", "index", "trial")
+    stage = {key: value for key, value in event.items() if key not in left_out}
+    if folder is not None and stage.get("path"):
+        stage["path"] = str(folder / stage["path"])
+    return stage
+
+
+def _validation(finalist: Finalist) -> float | None:
+    accuracy = finalist.stages[-1].get("validation_accuracy")
+    if accuracy is None or finalist.ratio is None:
+        return None
+    return objective(finalist.ratio, accuracy)

@@ -1,0 +1,227 @@
+"""Summaries of runs as text, Markdown, CSV or JSON.
+
+Text and Markdown print accuracies as percent; CSV and JSON hold fractions and full numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from esnac.report.summary import Finalist, RunSummary, Trial
+
+Rows = Sequence[Sequence[str]]
+Renderer = Callable[[Sequence[str], Rows], str]
+
+RUN_HEADER = ("run", "teacher", "accuracy", "#params", "ratio", "times", "f(x)")
+RUN_HEADER += ("teacher accuracy", "teacher #params", "student")
+FINALIST_HEADER = ("index", "trial", "#params", "MACs", "ratio", "times")
+FINALIST_HEADER += ("accuracy before", "accuracy after", "f before", "f after")
+TRIAL_HEADER = ("trial", "step", "#params", "MACs", "ratio", "times", "accuracy", "f", "seconds")
+CSV_HEADER = ("run", "network", "dataset", "seed", "engine", "teacher_accuracy", "teacher_params")
+CSV_HEADER += ("teacher_macs", "evaluations", "best_f", "index", "trial", "params", "macs", "ratio")
+CSV_HEADER += ("times", "accuracy_search", "accuracy", "f_search", "f", "path")
+
+NOTHING = "-"
+
+
+def render(summaries: Sequence[RunSummary], style: str) -> str:
+    """All runs in one of `FORMATS`, without a newline at the end."""
+    return FORMATS[style](summaries)
+
+
+def text(summaries: Sequence[RunSummary]) -> str:
+    """Aligned columns that never wrap: the published columns, then each run's finalists."""
+    return _document(summaries, columns, "{}")
+
+
+def markdown(summaries: Sequence[RunSummary]) -> str:
+    return _document(summaries, markdown_table, "### {}")
+
+
+def to_json(summaries: Sequence[RunSummary]) -> str:
+    return json.dumps([summary.to_plain() for summary in summaries], indent=1)
+
+
+def to_csv(summaries: Sequence[RunSummary]) -> str:
+    """A row per finalist; a run without finalists has one row that ends in empty cells."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, CSV_HEADER, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for summary in summaries:
+        plain = summary.to_plain()
+        finalists = plain.pop("finalists")
+        teacher = {f"teacher_{key}": value for key, value in plain.pop("teacher").items()}
+        for finalist in finalists or [{}]:
+            writer.writerow(plain | teacher | finalist)
+    return buffer.getvalue().rstrip("\n")
+
+
+FORMATS: Mapping[str, Callable[[Sequence[RunSummary]], str]] = {
+    "text": text,
+    "markdown": markdown,
+    "csv": to_csv,
+    "json": to_json,
+}
+
+
+def columns(header: Sequence[str], rows: Rows) -> str:
+    """Plain text: the first column to the left, numbers to the right, two spaces between."""
+    table = [header, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    left = [not any(_numeric(row[i]) for row in rows) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(row, widths, left, strict=True)
+        ).rstrip()
+        for row in table
+    )
+
+
+def markdown_table(header: Sequence[str], rows: Rows) -> str:
+    table = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table
+    )
+
+
+def trial_rows(trials: Sequence[Trial]) -> list[list[str]]:
+    """Rows under TRIAL_HEADER."""
+    return [
+        [
+            str(trial.trial),
+            NOTHING if trial.step is None else str(trial.step),
+            count(trial.params),
+            macs(trial.macs),
+            fraction(trial.ratio),
+            factor(trial.times),
+            percent(trial.accuracy),
+            fraction(trial.f),
+            NOTHING if trial.seconds is None else f"{trial.seconds:.1f}",
+        ]
+        for trial in trials
+    ]
+
+
+def count(number: int | None) -> str:
+    """A number of parameters: `1.26 M`, `0.18 M`, `27.31 k`, `532`."""
+    return _scaled(number, 0.1)
+
+
+def macs(number: int | None) -> str:
+    """Multiply-accumulates of one image: `1.16 G`, `41.22 M`."""
+    return _scaled(number, 1.0)
+
+
+def percent(accuracy: float | None) -> str:
+    """A fraction as `71.64 %`."""
+    return NOTHING if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def fraction(value: float | None) -> str:
+    """A ratio or f as `0.8876`."""
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def factor(times: float | None) -> str:
+    """`8.90x`."""
+    return NOTHING if times is None else f"{times:.2f}x"
+
+
+def _document(summaries: Sequence[RunSummary], table: Renderer, heading: str) -> str:
+    if not summaries:
+        return "No runs."
+    parts = [table(RUN_HEADER, [_run_row(summary) for summary in summaries])]
+    for summary in summaries:
+        parts.append(heading.format(summary.run))
+        parts.append(status(summary))
+        if summary.finalists:
+            parts.append(table(FINALIST_HEADER, [_finalist_row(row) for row in summary.finalists]))
+    return "\n\n".join(parts)
+
+
+def status(summary: RunSummary) -> str:
+    """One sentence per fact: what was run, how far it is, what the teacher is."""
+    figures = summary.teacher
+    failed, pending = summary.count("FAILED"), summary.count("PROPOSED")
+    where = [f"{name} {value}" for name, value in _identity(summary) if value is not None]
+    trials = [f"{summary.evaluations} evaluations"]
+    trials += [f"{failed} failed"] if failed else []
+    trials += [f"{pending} pending"] if pending else []
+    trials += [f"best f in search {fraction(summary.best_f)}"] if summary.best_f is not None else []
+    teacher = (
+        f"teacher {percent(figures.accuracy)}, {count(figures.params)} parameters, "
+        f"{macs(figures.macs)} MACs"
+    )
+    facts = [", ".join(where), teacher if figures.params else "no teacher yet", ", ".join(trials)]
+    return "; ".join([fact for fact in facts if fact] + [_stand(summary)]) + "."
+
+
+def _identity(summary: RunSummary) -> list[tuple[str, object]]:
+    names = ("network", "dataset", "seed", "engine")
+    return [(name, getattr(summary, name)) for name in names]
+
+
+def _stand(summary: RunSummary) -> str:
+    finished = sum(bool(finalist.stages) for finalist in summary.finalists)
+    if not summary.finalists:
+        return "ended without finalists" if summary.ended else "no finalists yet"
+    if finished < len(summary.finalists):
+        return f"{finished} of {len(summary.finalists)} finalists trained"
+    return f"{finished} finalists" if summary.ended else f"{finished} finalists, not ended"
+
+
+def _run_row(summary: RunSummary) -> list[str]:
+    """The published columns for the best finalist, or the best trial when none is trained."""
+    best: Finalist | Trial | None = summary.best_finalist()
+    student = NOTHING
+    if isinstance(best, Finalist):
+        student = f"finalist {best.index}"
+    elif summary.best_trials():
+        best = summary.best_trials()[0]
+        student = f"trial {best.trial} so far (validation)"
+    figures = (
+        [
+            percent(best.accuracy),
+            count(best.params),
+            fraction(best.ratio),
+            factor(best.times),
+            fraction(best.f),
+        ]
+        if best
+        else [NOTHING] * 5
+    )
+    teacher = summary.teacher
+    name = summary.network or NOTHING
+    return [summary.run, name, *figures, percent(teacher.accuracy), count(teacher.params), student]
+
+
+def _finalist_row(finalist: Finalist) -> list[str]:
+    return [
+        str(finalist.index),
+        str(finalist.trial),
+        count(finalist.params),
+        macs(finalist.macs),
+        fraction(finalist.ratio),
+        factor(finalist.times),
+        percent(finalist.accuracy_search),
+        percent(finalist.accuracy),
+        fraction(finalist.f_search),
+        fraction(finalist.f),
+    ]
+
+
+def _scaled(number: int | None, least: float) -> str:
+    if number is None:
+        return NOTHING
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size * (least if unit != "k" else 1.0):
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def _numeric(cell: str) -> bool:
+    return cell[:1].isdigit() or (cell[:1] == "-" and cell[1:2].isdigit())

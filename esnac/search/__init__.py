@@ -1,0 +1,1 @@
+"""Bayesian optimisation over the students of a teacher."""

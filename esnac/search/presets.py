@@ -1,0 +1,50 @@
+"""Presets: named starting points for the settings of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from esnac.errors import UnknownNameError
+
+PRESETS = ("paper", "quick")
+
+
+def preset(name: str, train_images: int) -> dict[str, Any]:
+    """Plain settings on top of the defaults.
+
+    "paper": the published algorithm with the published budget, which are the defaults. "quick": the
+    same algorithm with a small surrogate and a budget that follows the size of the training split,
+    for a first look in minutes.
+    """
+    if name == "paper":
+        return {}
+    if name == "quick":
+        return _quick(train_images)
+    raise UnknownNameError("preset", name, PRESETS)
+
+
+def _quick(train_images: int) -> dict[str, Any]:
+    return {
+        "search": {"steps": 4, "batch": 4, "pool": 500},
+        "surrogate": {"hidden": 32, "layers": 1, "steps": 50},
+        "evaluation": {
+            "epochs": _epochs(train_images, images=30_000, least=1, most=20),
+            "schedule": "one_cycle",
+            "learning_rate": 4e-3,
+        },
+        "finish": {
+            "finalists": 2,
+            "training": {
+                "epochs": _epochs(train_images, images=150_000, least=8, most=100),
+                "learning_rate": 0.1,
+                "nesterov": True,
+                "schedule": "one_cycle",
+                "distillation": "soft_targets",
+            },
+        },
+    }
+
+
+def _epochs(train_images: int, images: int, least: int, most: int) -> int:
+    """Passes that show about `images` images, within bounds."""
+    return min(max(round(images / train_images), least), most)

@@ -1,0 +1,159 @@
+"""The search as a conversation: `ask` for students, `tell` how they did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from esnac.errors import EsnacError
+from esnac.graphs.arch_graph import ArchGraph
+from esnac.graphs.cost import candidate_costs, cost
+from esnac.graphs.moves import Moves
+from esnac.graphs.space import Space
+from esnac.graphs.trace import trace
+from esnac.objective import compression, reward
+from esnac.search.proposer import Observations, PaperProposer, SpaceExhaustedError
+from esnac.search.settings import SearchSettings
+from esnac.search.trial import Outcome, Trial
+from esnac.search_spaces import SpaceSettings
+from esnac.surrogate.settings import SurrogateSettings
+
+
+class Searcher:
+    """Proposes students of one teacher and learns from their rewards.
+
+        searcher = Searcher(module, input_size=(3, 32, 32), teacher_accuracy=0.93)
+        for trial in searcher.ask(8):
+            student = searcher.student(trial)      # the architecture, an ArchGraph
+            searcher.tell(trial, accuracy=...)     # a fraction in [0, 1], teacher and student alike
+
+    Trials are numbered from 0 in order of proposal; every architecture is proposed once. Equal seeds
+    and equal answers give equal proposals.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | ArchGraph,
+        input_size: Sequence[int] | None = None,
+        *,
+        teacher_accuracy: float = 1.0,
+        settings: SearchSettings | None = None,
+        space: SpaceSettings | None = None,
+        surrogate: SurrogateSettings | None = None,
+        seed: int = 127,
+    ) -> None:
+        if isinstance(teacher, nn.Module):
+            if input_size is None:
+                raise EsnacError("A module needs input_size=(channels, height, width) to be traced.")
+            teacher = trace(teacher, tuple(input_size))
+        if not 0 < teacher_accuracy <= 1:
+            raise EsnacError(f"teacher_accuracy is a fraction in (0, 1]; got {teacher_accuracy}.")
+        self.graph = teacher
+        self.teacher_accuracy = teacher_accuracy
+        self.settings = settings or SearchSettings()
+        self.space_settings = space or SpaceSettings()
+        self.space = Space(
+            self.graph,
+            tie=self.space_settings.tied_by,
+            protected=self.space_settings.protected,
+            multiple=self.space_settings.multiple,
+            minimum=self.space_settings.minimum,
+        )
+        self.teacher_cost = cost(self.graph)
+        self.trials: list[Trial] = []
+        self.outcomes: dict[int, Outcome] = {}
+        self._proposer = PaperProposer(
+            self.space, self.settings, self.space_settings, surrogate or SurrogateSettings(), seed
+        )
+        self._seen: set[bytes] = set(self.space.identity().keys())
+
+    @property
+    def steps(self) -> int:
+        """Number of steps (calls of `ask`) so far."""
+        return 1 + max((trial.step for trial in self.trials), default=-1)
+
+    def ask(self, n: int = 1, step: int | None = None) -> list[Trial]:
+        """n new trials; fewer (or none) when the space has no architecture left.
+
+        They count as step `step` (default: a new one) and rest on what was told about earlier steps.
+        """
+        step = self.steps if step is None else step
+        observed = self._observations(step)
+        asked = []
+        for _ in range(n):
+            number = len(self.trials)
+            try:
+                candidate = self._proposer.propose(number, observed, self._seen)
+            except SpaceExhaustedError:
+                break
+            params, macs = candidate_costs(self.space, candidate)
+            trial = Trial(
+                number=number,
+                step=step,
+                moves=self.space.moves(candidate, 0),
+                params=int(params[0]),
+                macs=int(macs[0]),
+                ratio=compression(int(params[0]), self.teacher_cost.params),
+            )
+            self._add(trial, candidate.keys()[0])
+            asked.append(trial)
+        return asked
+
+    def tell(
+        self, trial: Trial, outcome: Outcome | None = None, *, accuracy: float | None = None
+    ) -> float | None:
+        """Takes the result of a trial, once; returns its f, or None for a failure.
+
+        Pass the validation accuracy, or an `Outcome` (which may be a failure).
+        """
+        if (outcome is None) == (accuracy is None):
+            raise EsnacError("tell takes either an outcome or an accuracy.")
+        if trial.number >= len(self.trials) or self.trials[trial.number] != trial:
+            raise EsnacError(f"Trial {trial.number} is not one of this search.")
+        if trial.number in self.outcomes:
+            raise EsnacError(f"Trial {trial.number} has its result already.")
+        outcome = outcome or Outcome(accuracy=accuracy)
+        if outcome.accuracy is not None and not 0 <= outcome.accuracy <= 1:
+            raise EsnacError(f"An accuracy is a fraction in [0, 1]; got {outcome.accuracy}.")
+        self.outcomes[trial.number] = outcome
+        return self.f(trial)
+
+    def restore(self, trial: Trial, outcome: Outcome | None = None) -> None:
+        """Takes back a trial of an earlier session, in the order of its number."""
+        if trial.number != len(self.trials):
+            raise EsnacError(f"Trial {trial.number} cannot follow {len(self.trials)} trials.")
+        self._add(trial, self.space.candidates([trial.moves]).keys()[0])
+        if outcome is not None:
+            self.tell(trial, outcome)
+
+    def pending(self) -> list[Trial]:
+        """Trials asked for and not told about."""
+        return [trial for trial in self.trials if trial.number not in self.outcomes]
+
+    def f(self, trial: Trial) -> float | None:
+        """The reward of a trial, None while there is none."""
+        outcome = self.outcomes.get(trial.number)
+        if outcome is None or outcome.accuracy is None:
+            return None
+        return reward(trial.ratio, outcome.accuracy, self.teacher_accuracy)
+
+    def best(self, k: int = 1) -> list[Trial]:
+        """The k trials with the largest f, best first; of equal ones the earlier."""
+        rewards = {trial.number: self.f(trial) for trial in self.trials}
+        done = [trial for trial in self.trials if rewards[trial.number] is not None]
+        return sorted(done, key=lambda trial: -(rewards[trial.number] or 0.0))[:k]
+
+    def student(self, trial: Trial | Moves) -> ArchGraph:
+        """The architecture of a trial."""
+        return self.space.apply(trial.moves if isinstance(trial, Trial) else trial)
+
+    def _add(self, trial: Trial, key: bytes) -> None:
+        self.trials.append(trial)
+        self._seen.add(key)
+
+    def _observations(self, step: int) -> Observations:
+        told = [t for t in self.trials if t.step < step and self.f(t) is not None]
+        rewards = np.array([self.f(trial) for trial in told], dtype=np.float64)
+        return Observations(self.space.candidates(trial.moves for trial in told), rewards)

@@ -1,0 +1,67 @@
+"""Search spaces on disk: one TOML file per network, per family, or `default.toml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from esnac.errors import SettingsError
+from esnac.settings import load_toml
+
+MOVES = ("remove", "shrink", "skip")
+
+
+@dataclass(frozen=True)
+class SpaceSettings:
+    """Which students can be reached from a teacher, and how candidates are drawn.
+
+    The defaults are the published ones (Cao, Wang, Kitani, ICLR 2019).
+    """
+
+    moves: tuple[str, ...] = MOVES
+    #: Chance that a layer of equal input and output shape is removed; drawn once per candidate.
+    removal_rates: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    #: Chance that a skip connection between matching shapes is added; drawn once per candidate.
+    skip_rates: tuple[float, ...] = (0.003, 0.005, 0.01, 0.03, 0.05)
+    #: A channel group loses the share r ~ U[0, shrink_limit] of its channels.
+    shrink_limit: float = 1.0
+    #: "count": groups with equally many channels shrink together; "dependency": each by itself.
+    tied_by: Literal["count", "dependency"] = "count"
+    #: Kept channels are rounded up to a multiple of this where the group's size allows.
+    multiple: int = 1
+    #: A group keeps at least this many channels.
+    minimum: int = 1
+    #: Shell-style patterns of layer names that keep their place and their channels.
+    protected: tuple[str, ...] = ()
+    #: Which of the teacher's channels a student inherits.
+    inherit: Literal["leading", "important"] = "leading"
+
+    def __post_init__(self) -> None:
+        for move in self.moves:
+            if move not in MOVES:
+                raise SettingsError(f"space.moves knows {', '.join(MOVES)}; got {move!r}.")
+        for name in ("removal_rates", "skip_rates"):
+            rates = getattr(self, name)
+            if not rates or not all(0 <= rate <= 1 for rate in rates):
+                raise SettingsError(f"space.{name} takes probabilities between 0 and 1; got {rates}.")
+        if not 0 < self.shrink_limit <= 1:
+            raise SettingsError(f"space.shrink_limit lies in (0, 1]; got {self.shrink_limit}.")
+        if self.multiple < 1 or self.minimum < 1:
+            raise SettingsError("space.multiple and space.minimum are at least 1.")
+
+
+def load(folder: Path | None, network: str, family: str) -> dict[str, Any]:
+    """Plain settings of the network's space: `<network>.toml`, else `<family>.toml`, else `default.toml`.
+
+    An empty table (the published defaults) when the folder has none of them.
+    """
+    for name in (network, family, "default"):
+        path = folder / f"{name}.toml" if folder and _is_file_name(name) else None
+        if path and path.is_file():
+            return load_toml(path)
+    return {}
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name) and not set(name) & set("/\\:")

@@ -1,0 +1,1 @@
+"""Final stages: what happens to the best students after the search."""

@@ -1,0 +1,67 @@
+"""Full training of a finalist: labels, and the teacher's targets where the settings say so."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from esnac.distillation.losses import make_loss
+from esnac.graphs import student as students
+from esnac.graphs.cost import cost
+from esnac.graphs.network import StudentNetwork
+from esnac.runtime import derive_seed
+from esnac.stages._base import StageContext, StageResult
+from esnac.training import TrainingSettings, accuracy, fit
+
+
+@dataclass(frozen=True)
+class FullTraining:
+    """Trains on from the student's weights, or `from_scratch` from fresh ones of its architecture."""
+
+    training: TrainingSettings
+    from_scratch: bool = False
+    name: str = "train"
+
+    def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
+        start = time.perf_counter()
+        student = students.load(source)
+        seed = derive_seed(context.seed, "full training", context.index)
+        if self.from_scratch:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                student = StudentNetwork(student.graph)
+        checkpoint = target / "checkpoint"
+        fit(
+            student.to(context.device),
+            context.data,
+            self.training,
+            loss=make_loss(self.training),
+            seed=seed,
+            augmentation_seed=derive_seed(context.seed, "augmentation"),
+            targets=context.targets,
+            device=context.device,
+            checkpoint=checkpoint,
+            on_epoch=context.on_epoch,
+        )
+        students.save(target, student)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        return measure(self.name, target, context, start)
+
+
+def measure(stage: str, folder: Path, context: StageContext, start: float) -> StageResult:
+    """The result of a stage, from the files it left in `folder`."""
+    student = students.load(folder).to(context.device)
+    spent = cost(student.graph)
+    return StageResult(
+        stage=stage,
+        path=folder,
+        accuracy=accuracy(student, context.data.test, context.data),
+        validation_accuracy=accuracy(student, context.data.validation, context.data),
+        params=spent.params,
+        macs=spent.macs,
+        seconds=time.perf_counter() - start,
+    )

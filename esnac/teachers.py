@@ -1,0 +1,177 @@
+"""Teachers on disk: `teachers/<network>-<dataset>/` with `recipe.toml`, `card.json`, `weights.safetensors`.
+
+The recipe says how to train, the card what came out and of which data, the weights are the network's
+state_dict. Weights from elsewhere are read from safetensors or, with `weights_only=True`, from a `.pt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esnac.errors import WeightsError
+from esnac.runs import file_name, write_json
+from esnac.settings import load_toml
+
+WEIGHTS = "weights.safetensors"
+
+#: Training settings by data set, for teachers without a recipe of their own.
+_RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 60, "batch_size": 64, "learning_rate": 0.1},
+    "cifar10": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2},
+    "cifar100": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2},
+    "": {"epochs": 30, "batch_size": 64, "learning_rate": 0.05},
+}
+_RECIPE = {
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "schedule": "one_cycle",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a teacher. Accuracies are fractions; `data` are the settings of the split."""
+
+    network: str
+    dataset: str
+    accuracy: float
+    validation_accuracy: float
+    params: int
+    macs: int
+    data: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: int
+    sha256: str
+    versions: dict[str, str]
+    seconds: float
+
+
+def folder_name(network: str, dataset: str, data: Mapping[str, Any]) -> str:
+    """`<network>-<dataset>`; a subset of the data (`limit`) or another split gets a suffix."""
+    name = f"{file_name(network)}-{file_name(dataset)}"
+    if data.get("limit") is not None:
+        name += f"-limit{data['limit']}"
+    if data.get("split_seed", 127) != 127:
+        name += f"-split{data['split_seed']}"
+    return name
+
+
+def recipe(folders: list[Path], network: str, dataset: str) -> dict[str, Any]:
+    """Plain training settings: the teacher's `recipe.toml`, else the data set's own defaults."""
+    name = folder_name(network, dataset, {})
+    for folder in folders:
+        path = folder / name / "recipe.toml"
+        if path.is_file():
+            return load_toml(path)
+    return {**_RECIPE, **_RECIPES.get(dataset, _RECIPES[""])}
+
+
+def save(folder: Path, network: nn.Module, card: Card) -> Card:
+    """Writes weights, then the card with their checksum; returns that card."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    temporary = folder / f".{WEIGHTS}.tmp"
+    save_file(state, temporary)
+    os.replace(temporary, folder / WEIGHTS)
+    card = Card(**{**asdict(card), "sha256": _sha256(folder / WEIGHTS)})
+    write_json(folder / "card.json", asdict(card))
+    return card
+
+
+def find(folders: list[Path], name: str) -> Path | None:
+    """The first folder that holds a finished teacher of that name (its card is written last)."""
+    for folder in folders:
+        if (folder / name / "card.json").is_file():
+            return folder / name
+    return None
+
+
+def load(folder: Path, network: nn.Module) -> Card:
+    """Fills `network` with the weights of a teacher folder.
+
+    Raises WeightsError when files are missing, damaged or made for another network.
+    """
+    path = folder / WEIGHTS
+    try:
+        card = Card(**json.loads((folder / "card.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{folder / 'card.json'} is not a teacher's card ({error}).") from None
+    if not path.is_file():
+        raise WeightsError(f"No teacher weights at {path}. {_train(card)}")
+    if _sha256(path) != card.sha256:
+        raise WeightsError(f"{path} is damaged: its checksum is not the card's. {_train(card)} --force")
+    load_weights(path, network)
+    return card
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Fills `network` with a state_dict file (.safetensors, else a torch file).
+
+    Raises WeightsError when the file is missing, truncated or made for another network.
+    """
+    state = {key.removeprefix("module."): value for key, value in _read(path).items()}
+    own = network.state_dict()
+    wrong = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    wrong += [f"{key} is missing" for key in own if key not in state]
+    wrong += [f"{key} is unknown" for key in state if key not in own]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise WeightsError(
+            f"{path} holds weights of another network: {'; '.join(wrong[:3])}{more}. "
+            "Check --network, and the data set's number of classes."
+        )
+    network.load_state_dict(state)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"No weights at {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} is truncated or no weights file: {reason}") from None
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"{path} holds more than tensors and is not loaded, for safety. "
+            "Save network.state_dict() alone, or convert it to safetensors."
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is not a state_dict: a mapping of names to tensors is expected.")
+    return dict(state)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _train(card: Card) -> str:
+    return (
+        "Train one: python -m esnac teacher "
+        f"--network {card.network} --dataset {card.dataset}"
+    )

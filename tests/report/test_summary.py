@@ -1,0 +1,157 @@
+"""Published figures recomputed, and journals at every point of a run's life."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esnac.report.summary import compression, objective, summarise
+
+JSON_KEYS = ["run", "network", "dataset", "seed", "engine", "teacher", "evaluations", "best_f"]
+JSON_KEYS += ["finalists"]
+FINALIST_KEYS = ["index", "trial", "params", "macs", "ratio", "times", "accuracy_search"]
+FINALIST_KEYS += ["accuracy", "f_search", "f", "path", "stages"]
+
+HEADER: list[dict[str, Any]] = [
+    {"event": "run", "network": "resnet34", "dataset": "cifar100", "seed": 127, "engine": "esnac"},
+    {
+        "event": "teacher",
+        "accuracy": 0.7871,
+        "validation_accuracy": 0.78,
+        "params": 21_328_292,
+        "macs": 1_160_000_000,
+    },
+]
+
+
+def proposed(trial: int, params: int = 2_000_000) -> dict[str, Any]:
+    figures = {"params": params, "macs": 10 * params, "moves": {"removed": [3]}}
+    return {"event": "trial", "trial": trial, "state": "PROPOSED", "step": 1, **figures}
+
+
+def done(trial: int, f: float) -> dict[str, Any]:
+    return {"event": "trial", "trial": trial, "state": "DONE", "accuracy": 0.6, "f": f}
+
+
+def failed(trial: int) -> dict[str, Any]:
+    return {"event": "trial", "trial": trial, "state": "FAILED", "reason": "loss is not finite"}
+
+
+def stage(index: int, trial: int, validation: float, accuracy: float, f: float) -> dict[str, Any]:
+    return {
+        "event": "stage",
+        "time": "2026-01-01T00:00:00.000000+00:00",
+        "index": index,
+        "trial": trial,
+        "stage": "train",
+        "accuracy": accuracy,
+        "validation_accuracy": validation,
+        "f": f,
+        "params": 2_000_000,
+        "macs": 20_000_000,
+        "ratio": 1 - 2_000_000 / 21_328_292,
+        "path": f"finalists/{index}",
+    }
+
+
+SEARCHED = [*HEADER, proposed(0), proposed(1), proposed(2), done(1, 0.8), failed(0), done(2, 0.9)]
+FINALISTS = [*SEARCHED, {"event": "finalists", "trials": [2, 1]}]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "times", "accuracy", "teacher", "f"),
+    [  # Cao et al., ICLR 2019, CIFAR-100: VGG-19, ResNet-18, ResNet-34, ShuffleNet
+        (0.8470, 6.54, 71.64, 73.71, 0.9492),
+        (0.8876, 8.90, 71.91, 78.68, 0.9024),
+        (0.8664, 7.48, 75.47, 78.71, 0.9417),
+        (0.8298, 5.88, 68.17, 71.14, 0.9305),
+    ],
+)
+def test_published_rows(
+    ratio: float, times: float, accuracy: float, teacher: float, f: float
+) -> None:
+    assert objective(ratio, accuracy / teacher) == pytest.approx(f, abs=1e-4)
+    size = 10**9
+    again = compression(round(size * (1 - ratio)), size)
+    assert again == (pytest.approx(ratio, abs=1e-8), pytest.approx(times, abs=0.006))
+
+
+@pytest.mark.parametrize(
+    ("params", "teacher", "ratio"),
+    [(3.07e6, 20_086_692, 0.8470), (1.26e6, 11_220_132, 0.8876), (2.85e6, 21_328_292, 0.8664)],
+)
+def test_published_parameters_give_the_ratio(params: float, teacher: int, ratio: float) -> None:
+    assert compression(int(params), teacher)[0] == pytest.approx(ratio, abs=5e-4)
+
+
+def test_compression_of_unknown_counts() -> None:
+    assert compression(None, 5) == compression(5, None) == (None, None)
+
+
+def test_the_keys_are_the_contract() -> None:
+    plain = summarise([*FINALISTS, stage(0, 2, 0.7, 0.69, 0.95)], "a").to_plain()
+    assert list(plain) == JSON_KEYS
+    assert list(plain["teacher"]) == ["accuracy", "params", "macs"]
+    assert [list(finalist) for finalist in plain["finalists"]] == [FINALIST_KEYS] * 2
+
+
+def test_a_finished_run() -> None:
+    stages = [stage(0, 2, 0.70, 0.69, 0.95), stage(1, 1, 0.71, 0.68, 0.94)]
+    summary = summarise([*FINALISTS, *stages, {"event": "end"}], "a", Path("/runs/a"))
+    assert summary.ended
+    assert (summary.run, summary.network, summary.dataset) == ("a", "resnet34", "cifar100")
+    assert (summary.seed, summary.engine) == (127, "esnac")
+    assert (summary.teacher.accuracy, summary.teacher.params) == (0.7871, 21_328_292)
+    assert (summary.evaluations, summary.best_f) == (2, 0.9)
+    first = summary.finalists[0]
+    assert (first.index, first.trial, first.accuracy_search, first.f_search) == (0, 2, 0.6, 0.9)
+    assert (first.accuracy, first.f, first.path) == (0.69, 0.95, "/runs/a/finalists/0")
+    assert first.times == pytest.approx(10.664146)
+    assert first.ratio == pytest.approx(1 - 1 / 10.664146)
+    assert "event" not in first.stages[0] and "time" not in first.stages[0]
+    assert first.stages[0]["path"] == "/runs/a/finalists/0"
+
+
+def test_the_validation_split_picks_the_best_finalist() -> None:
+    stages = [stage(0, 2, 0.70, 0.69, 0.95), stage(1, 1, 0.71, 0.68, 0.94)]
+    best = summarise([*FINALISTS, *stages], "a").best_finalist()
+    assert best is not None and best.index == 1 and best.f == 0.94
+    for one in stages:
+        del one["validation_accuracy"]
+    best = summarise([*FINALISTS, *stages], "a").best_finalist()
+    assert best is not None and best.index == 0, "else f of the search: 0.9 against 0.8"
+
+
+def test_later_stages_follow_in_order_and_the_last_counts() -> None:
+    later = {**stage(0, 2, 0.70, 0.60, 0.97), "stage": "prune", "params": 1_000_000, "ratio": 0.95}
+    summary = summarise([*FINALISTS, stage(0, 2, 0.70, 0.69, 0.95), later], "a")
+    first, second = summary.finalists
+    assert [one["stage"] for one in first.stages] == ["train", "prune"]
+    assert (first.params, first.accuracy, first.f, first.ratio) == (1_000_000, 0.60, 0.97, 0.95)
+    assert first.times == pytest.approx(21.328292)
+    assert (second.stages, second.accuracy, second.f, second.path) == ([], None, None, None)
+    assert second.params == 2_000_000 and second.f_search == 0.8
+
+
+def test_stages_of_an_earlier_choice_do_not_count() -> None:
+    events = [*FINALISTS, stage(0, 2, 0.7, 0.69, 0.95), {"event": "finalists", "trials": [1]}]
+    summary = summarise(events, "a")
+    assert [(row.trial, row.stages) for row in summary.finalists] == [(1, [])]
+
+
+def test_a_search_under_way() -> None:
+    summary = summarise([*SEARCHED, proposed(3)], "a")
+    assert summary.finalists == [] and summary.best_finalist() is None and not summary.ended
+    assert [trial.trial for trial in summary.best_trials()] == [2, 1]
+    assert [summary.count(state) for state in ("DONE", "FAILED", "PROPOSED")] == [2, 1, 1]
+    lost = summary.trials[0]
+    assert (lost.reason, lost.f, lost.params) == ("loss is not finite", None, 2_000_000)
+    assert summary.trials[1].step == 1 and summary.trials[1].times == pytest.approx(10.664146)
+
+
+@pytest.mark.parametrize("length", range(len(FINALISTS) + 1))
+def test_every_beginning_of_a_journal_has_a_summary(length: int) -> None:
+    plain = summarise(FINALISTS[:length], "a").to_plain()
+    assert list(plain) == JSON_KEYS and list(plain["teacher"]) == ["accuracy", "params", "macs"]

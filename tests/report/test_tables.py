@@ -1,0 +1,144 @@
+"""The same summaries in each format."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+
+import pytest
+
+from esnac.report import tables
+from esnac.report.summary import Finalist, RunSummary, TeacherFigures, Trial
+
+FINALISTS = [
+    Finalist(
+        index=0,
+        trial=12,
+        params=2_849_000,
+        macs=164_000_000,
+        ratio=0.8664,
+        times=7.4864,
+        accuracy_search=0.7012,
+        accuracy=0.7547,
+        f_search=0.9102,
+        f=0.9417,
+        path="/runs/a/finalists/0",
+        stages=[{"stage": "train", "accuracy": 0.7547, "validation_accuracy": 0.76}],
+    ),
+    Finalist(1, 3, 27_310, 900, 0.9987, 781.0, 0.5, None, 0.6, None, None),
+]
+SUMMARY = RunSummary(
+    run="resnet34-cifar100-0",
+    network="resnet34",
+    dataset="cifar100",
+    seed=127,
+    engine="esnac",
+    teacher=TeacherFigures(0.7871, 21_328_292, 1_160_000_000),
+    evaluations=160,
+    best_f=0.9102,
+    finalists=FINALISTS,
+    trials=[
+        Trial(12, "DONE", 2, 2_849_000, 164_000_000, 0.8664, 7.4864, 0.7012, 0.9102, 61.25),
+        Trial(13, "FAILED", reason="loss is not finite"),
+    ],
+    ended=True,
+)
+SEARCHING = dataclasses.replace(SUMMARY, run="b", finalists=[], ended=False)
+EMPTY = RunSummary("c", None, None, None, None, TeacherFigures(), 0, None, [], [], False)
+
+
+@pytest.mark.parametrize(
+    ("number", "params", "macs"),
+    [
+        (2_849_000, "2.85 M", "2.85 M"),
+        (1_259_999, "1.26 M", "1.26 M"),
+        (180_000, "0.18 M", "180.00 k"),
+        (27_310, "27.31 k", "27.31 k"),
+        (532, "532", "532"),
+        (0, "0", "0"),
+        (1_160_000_000, "1.16 G", "1.16 G"),
+        (None, "-", "-"),
+    ],
+)
+def test_counts(number: int | None, params: str, macs: str) -> None:
+    assert tables.count(number) == params
+    assert tables.macs(number) == macs
+
+
+def test_figures_as_published() -> None:
+    assert tables.percent(0.7547) == "75.47 %"
+    assert tables.fraction(0.94172) == "0.9417"
+    assert tables.factor(8.8968) == "8.90x"
+
+
+def test_text_has_the_published_columns_then_the_finalists() -> None:
+    lines = tables.render([SUMMARY], "text").splitlines()
+    row = "resnet34-cifar100-0  resnet34   75.47 %   2.85 M  0.8664  7.49x  0.9417"
+    assert lines[0].split()[:7] == [
+        "run",
+        "teacher",
+        "accuracy",
+        "#params",
+        "ratio",
+        "times",
+        "f(x)",
+    ]
+    assert lines[1].startswith(row)
+    assert lines[1].endswith("78.71 %          21.33 M  finalist 0")
+    assert len(lines[0]) == len(lines[1]) - len("finalist 0") + len("student")
+    first = next(i for i, line in enumerate(lines) if line.startswith("index"))
+    cells = ["0", "12", "2.85", "M", "164.00", "M", "0.8664", "7.49x"]
+    assert lines[first + 1].split() == [*cells, "70.12", "%", "75.47", "%", "0.9102", "0.9417"]
+    assert lines[first + 2].split()[-6:] == ["781.00x", "50.00", "%", "-", "0.6000", "-"]
+    assert len({line.index("M") for line in lines[first : first + 2]}) == 2
+    assert "seed 127" in lines[5] and "160 evaluations, 1 failed" in lines[5]
+    assert lines[5].endswith("1 of 2 finalists trained.")
+
+
+def test_a_run_without_finalists_shows_its_best_trial() -> None:
+    lines = tables.render([SEARCHING], "text").splitlines()
+    assert "70.12 %   2.85 M  0.8664  7.49x  0.9102" in lines[1]
+    assert lines[1].endswith("trial 12 so far (validation)")
+    assert lines[-1].endswith("no finalists yet.")
+
+
+@pytest.mark.parametrize("style", tables.FORMATS)
+def test_a_run_that_has_hardly_begun(style: str) -> None:
+    output = tables.render([EMPTY, SUMMARY], style)
+    assert "None" not in output
+    if style == "text":
+        assert output.splitlines()[1].split() == ["c", *["-"] * 9]
+        assert "no teacher yet; 0 evaluations; no finalists yet." in output
+
+
+def test_lines_never_wrap() -> None:
+    long = dataclasses.replace(SUMMARY, run="r" * 200)
+    lines = tables.render([long], "text").splitlines()
+    assert lines[1].startswith("r" * 200 + "  resnet34")
+
+
+def test_markdown() -> None:
+    odd = dataclasses.replace(SUMMARY, run="a|b")
+    lines = tables.render([odd], "markdown").splitlines()
+    assert lines[0].startswith("| run | teacher | accuracy | #params | ratio | times | f(x) |")
+    assert lines[1] == "| " + " | ".join(["---"] * 10) + " |"
+    assert lines[2].startswith("| a\\|b | resnet34 | 75.47 % | 2.85 M | 0.8664 | 7.49x | 0.9417 |")
+    assert lines[4] == "### a|b"
+
+
+def test_csv_has_full_numbers_and_a_row_per_finalist() -> None:
+    output = tables.render([SUMMARY, EMPTY], "csv")
+    rows = list(csv.DictReader(io.StringIO(output)))
+    assert [row["run"] for row in rows] == ["resnet34-cifar100-0"] * 2 + ["c"]
+    assert float(rows[0]["accuracy"]) == 0.7547 and float(rows[0]["times"]) == 7.4864
+    assert rows[0]["teacher_params"] == "21328292" and rows[1]["accuracy"] == ""
+    assert rows[2]["index"] == "" and rows[2]["evaluations"] == "0"
+
+
+def test_json_reads_back() -> None:
+    content = json.loads(tables.render([SUMMARY, EMPTY], "json"))
+    assert content == [SUMMARY.to_plain(), EMPTY.to_plain()]
+    assert content[0]["finalists"][0]["accuracy"] == 0.7547
+    assert json.loads(tables.render([], "json")) == []

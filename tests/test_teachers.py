@@ -1,0 +1,111 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from esnac import teachers
+from esnac.errors import WeightsError
+
+CARD = teachers.Card(
+    network="tiny", dataset="digits", accuracy=0.9, validation_accuracy=0.91, params=10, macs=100,
+    data={"limit": None, "split_seed": 127}, recipe={}, seed=1, sha256="", versions={}, seconds=1.0,
+)  # fmt: skip
+
+
+def tiny(width=4):
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+
+
+def test_a_saved_teacher_is_found_and_loaded(tmp_path):
+    module = tiny()
+    card = teachers.save(tmp_path / "tiny-digits", module, CARD)
+    assert len(card.sha256) == 64
+    assert teachers.find([tmp_path / "none", tmp_path], "tiny-digits") == tmp_path / "tiny-digits"
+    other = tiny()
+    assert teachers.load(tmp_path / "tiny-digits", other) == card
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_weights_without_a_card_do_not_count(tmp_path):
+    teachers.save(tmp_path / "t", tiny(), CARD)
+    (tmp_path / "t" / "card.json").unlink()
+    assert teachers.find([tmp_path], "t") is None
+
+
+def test_tampered_weights_are_noticed(tmp_path):
+    teachers.save(tmp_path / "t", tiny(), CARD)
+    path = tmp_path / "t" / teachers.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(WeightsError, match="checksum.*esnac teacher --network tiny"):
+        teachers.load(tmp_path / "t", tiny())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_user_weights_load_and_truncated_ones_do_not(tmp_path, suffix):
+    module, path = tiny(), tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(module.state_dict(), path)
+    other = tiny()
+    teachers.load_weights(path, other)
+    assert torch.equal(other[0].weight, module[0].weight)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(WeightsError, match="truncated"):
+        teachers.load_weights(path, tiny())
+
+
+def test_weights_of_another_network(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(tiny(5).state_dict(), path)
+    with pytest.raises(WeightsError, match=r"0.weight is \(5, 3\), expected \(4, 3\)"):
+        teachers.load_weights(path, tiny())
+    with pytest.raises(WeightsError, match="is missing"):
+        teachers.load_weights(path, nn.Sequential(*tiny(5), nn.Linear(2, 2)))
+
+
+def test_a_pickle_is_never_run(tmp_path):
+    path, witness = tmp_path / "evil.pt", tmp_path / "witness"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(witness), "w"))
+
+    torch.save(Evil(), path)
+    with pytest.raises(WeightsError, match="for safety"):
+        teachers.load_weights(path, tiny())
+    assert not witness.exists()
+
+
+def test_missing_weights_name_the_command(tmp_path):
+    teachers.save(tmp_path / "t", tiny(), CARD)
+    (tmp_path / "t" / teachers.WEIGHTS).unlink()
+    with pytest.raises(WeightsError, match="python -m esnac teacher --network tiny --dataset digits"):
+        teachers.load(tmp_path / "t", tiny())
+
+
+def test_recipes(tmp_path):
+    assert teachers.recipe([tmp_path], "tiny", "digits")["epochs"] >= 10
+    (tmp_path / "tiny-digits").mkdir()
+    (tmp_path / "tiny-digits" / "recipe.toml").write_text("epochs = 3")
+    assert teachers.recipe([tmp_path], "tiny", "digits") == {"epochs": 3}
+
+
+def test_folder_names_tell_subsets_apart():
+    name = teachers.folder_name
+    assert name("resnet20", "cifar10", {"limit": None, "split_seed": 127}) == "resnet20-cifar10"
+    assert name("resnet20", "cifar10", {"limit": 500}) == "resnet20-cifar10-limit500"
+    assert "/" not in name("pkg.mod:net", "images:/some/path", {})
+
+
+def test_a_damaged_card(tmp_path):
+    teachers.save(tmp_path / "t", tiny(), CARD)
+    (tmp_path / "t" / "card.json").write_text(json.dumps({"network": "tiny"}))
+    with pytest.raises(WeightsError, match="not a teacher's card"):
+        teachers.load(tmp_path / "t", tiny())
+    assert replace(CARD, seed=2).seed == 2
