@@ -1,6 +1,6 @@
 """esnac: neural architecture compression by search, distillation, pruning and quantisation.
 
-The public names are imported on first use, so that `import esnac` and the command line answer at once.
+The public names are imported on first use, so that `import esnac` and `esnac --help` are quick.
 """
 
 from __future__ import annotations

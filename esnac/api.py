@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esnac import networks, search_spaces, teachers
 from esnac import data as data_room
+from esnac import networks, search_spaces, teachers
 from esnac.data import DataSet
+from esnac.data.vision import torchvision
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError, RunError, WeightsError
 from esnac.executors import SerialExecutor
@@ -31,7 +32,7 @@ from esnac.report.progress import Progress
 from esnac.report.summary import RunSummary, summarise
 from esnac.report.tensorboard import ScalarLog
 from esnac.runs import Run, compare, run_name
-from esnac.runtime import derive_seed, resolve_device
+from esnac.runtime import derive_seed, resolve_device, seeded
 from esnac.search.evaluation import Evaluator
 from esnac.search.loop import restore, search_loop
 from esnac.search.presets import preset
@@ -46,7 +47,7 @@ from esnac.training import accuracy
 
 @dataclass(frozen=True)
 class Folders:
-    """Absolute paths. Teachers are looked for in `teachers` in order; new ones go to `new_teachers`."""
+    """Absolute paths. Teachers are looked for in `teachers` in order, new ones made elsewhere."""
 
     runs: Path
     new_teachers: Path
@@ -69,7 +70,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network with its graph; `weights` by layer name, on the CPU. Accuracies are fractions."""
+    """A trained network with its graph; `weights` by layer name, on the CPU."""
 
     module: nn.Module
     graph: ArchGraph
@@ -96,22 +97,20 @@ class SearchResult:
 def resolve_settings(choices: Choices, folders: Folders) -> RunSettings:
     """Defaults < preset < search space and recipe < file < assignments, checked.
 
-    The preset needs the size of the training split, so the data set is loaded once in between;
-    names and keys are checked before that.
+    The preset follows the size of the training split; names and keys are checked before the data.
     """
     family = networks.family(choices.network)
-    explicit = merge(load_toml(choices.file) if choices.file else {}, parse_assignments(choices.assignments))
     named: dict[str, Any] = {"network": choices.network, "dataset": choices.dataset}
     named |= {} if choices.seed is None else {"seed": choices.seed}
     named |= {"preset": choices.preset or "quick"}
     layers = [
         {"teacher": teachers.recipe(folders.teachers, choices.network, choices.dataset)},
         {"space": search_spaces.load(folders.search_spaces, choices.network, family)},
-        explicit,
+        _explicit(choices),
         named,
     ]
     checked = build(RunSettings, merge(preset(named["preset"], 50_000), *layers))
-    images = len(data_room.load(checked.dataset, folders.data, checked.data).train)
+    images = data_room.count_training_images(checked.dataset, folders.data, checked.data)
     return build(RunSettings, merge(preset(named["preset"], images), *layers))
 
 
@@ -121,24 +120,17 @@ def prepare_teacher(
     folders: Folders,
     device: torch.device,
     weights: Path | None = None,
-    retrain: bool = False,
 ) -> Teacher:
-    """The teacher: a user's `weights`, one found in the folders, or one trained now by its recipe."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        module = networks.build(settings.network, data.num_classes, data.input_shape[0])
+    """The teacher: a user's `weights`, one found in the folders, or one trained by its recipe."""
+    module = _new_network(settings, data)
     if weights is not None:
         teachers.load_weights(weights, module)
         return _measured(module, data, device)
     plain = to_plain(settings.data)
     name = teachers.folder_name(settings.network, settings.dataset, plain)
-    folder = None if retrain else teachers.find(folders.teachers, name)
+    folder = teachers.find(folders.teachers, name)
     if folder is None:
-        job = TeacherJob(settings.network, settings.dataset, settings.teacher, plain, settings.seed)
-        with EpochProgress("teacher", settings.teacher.epochs) as progress:
-            card = train_teacher(
-                module, data, job, folders.new_teachers / name, device, progress.update
-            )
+        card = _train_teacher(settings, module, data, folders.new_teachers / name, device)
     else:
         card = teachers.load(folder, module)
         if card.data != plain:
@@ -155,6 +147,22 @@ def prepare_teacher(
         card.accuracy,
         card.validation_accuracy,
     )
+
+
+def make_teacher(
+    choices: Choices, folders: Folders, *, device: str = "auto", force: bool = False
+) -> tuple[teachers.Card, Path]:
+    """`esnac teacher`: trains a teacher by its recipe; returns its card and folder."""
+    where = resolve_device(device)
+    settings = resolve_settings(choices, folders)
+    name = teachers.folder_name(settings.network, settings.dataset, to_plain(settings.data))
+    there = teachers.find([folders.new_teachers], name)
+    if there and not force:
+        raise WeightsError(f"There is a teacher in {there}. Replace it with --force.")
+    data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
+    module = _new_network(settings, data)
+    folder = folders.new_teachers / name
+    return _train_teacher(settings, module, data, folder, where), folder
 
 
 def start(
@@ -175,13 +183,17 @@ def start(
         return run.path
 
 
-def finish(path: Path, folders: Folders, *, device: str = "auto", weights: Path | None = None) -> None:
+def finish(
+    path: Path, folders: Folders, *, device: str = "auto", weights: Path | None = None
+) -> None:
     """`esnac finish`: ends the search where it stands and trains the best students fully."""
     where = resolve_device(device)
     with Run.open(path, write=True) as run:
-        settings = build(RunSettings, run.settings, where=f"{path / 'settings.json'}")
+        settings = build(RunSettings, run.settings, where=str(path))
         if not any(event.get("state") == "DONE" for event in run.events()):
-            raise RunError(f"{path} has no finished evaluation yet. Resume its search first: --resume.")
+            raise RunError(
+                f"{path} has no finished evaluation yet. Resume its search first: --resume."
+            )
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
         teacher = prepare_teacher(settings, data, folders, where, weights)
         targets = _targets(teacher, settings, data, where)
@@ -202,10 +214,10 @@ def run_search(
 ) -> SearchResult:
     """Compresses a trained module of the user's own.
 
-    `model`: any network that `esnac.trace` understands, trained; it is not changed. `data`: a `DataSet`
-    (for own tensors: `esnac.data.from_tensors`). `settings`: a `RunSettings`, or nested plain settings
-    on top of the "quick" preset, such as `{"search": {"steps": 10}}`. The run is kept in `runs/name`;
-    `resume` goes on with one that was interrupted.
+    `model`: any network that `esnac.trace` understands, trained; it is not changed. `data`: a
+    `DataSet` (for own tensors: `esnac.data.from_tensors`). `settings`: a `RunSettings`, or nested
+    plain settings on top of the "quick" preset, such as `{"search": {"steps": 10}}`. The run is
+    kept in `runs/name`; `resume` goes on with one that was interrupted.
     """
     where = resolve_device(device)
     if not isinstance(settings, RunSettings):
@@ -224,34 +236,69 @@ def run_search(
         return SearchResult(run.path, summarise(run.events(), run.path.name, run.path))
 
 
+def _new_network(settings: RunSettings, data: DataSet) -> nn.Module:
+    """The network with fresh weights that follow from the seed."""
+    if ":" in settings.network:  # a user's own network may import torchvision
+        torchvision()
+    with seeded(derive_seed(settings.seed, "initial weights"), torch.device("cpu")):
+        return networks.build(settings.network, data.num_classes, data.input_shape[0])
+
+
+def _train_teacher(
+    settings: RunSettings, module: nn.Module, data: DataSet, folder: Path, device: torch.device
+) -> teachers.Card:
+    plain = to_plain(settings.data)
+    job = TeacherJob(settings.network, settings.dataset, settings.teacher, plain, settings.seed)
+    with EpochProgress("teacher", settings.teacher.epochs) as progress:
+        return train_teacher(module, data, job, folder, device, progress.update)
+
+
 @contextmanager
 def _opened(
     choices: Choices, folders: Folders, suffix: str | None, resume: bool
 ) -> Iterator[tuple[Run, RunSettings]]:
-    """A new run, or an old one with the settings it was started with."""
+    """A new run, or an old one with the settings it was started with.
+
+    A new run that fails before its first journal line leaves no folder behind.
+    """
     default_suffix = str(choices.seed if choices.seed is not None else RunSettings.seed)
     name = run_name(choices.network, choices.dataset, suffix or default_suffix)
-    if not resume:
-        Run.check_new(folders.runs, name)
-        settings = resolve_settings(choices, folders)
-        run = Run.create(folders.runs, name, to_plain(settings))
-    else:
+    if resume:
         run = Run.resume(folders.runs, name)
-        wanted: dict[str, Any] = {} if choices.seed is None else {"seed": choices.seed}
-        wanted |= {} if choices.preset is None else {"preset": choices.preset}
-        explicit = merge(
-            load_toml(choices.file) if choices.file else {}, parse_assignments(choices.assignments)
-        )
-        settings = build(RunSettings, merge(run.settings, explicit, wanted))
-        _refuse_other(run, to_plain(settings))
+        with run:
+            yield run, _resumed_settings(run, choices)
+        return
+    Run.check_new(folders.runs, name)
+    settings = resolve_settings(choices, folders)
+    run = Run.create(folders.runs, name, to_plain(settings))
     with run:
-        yield run, settings
+        try:
+            yield run, settings
+        except EsnacError:
+            if not run.events():
+                run.discard()
+            raise
+
+
+def _resumed_settings(run: Run, choices: Choices) -> RunSettings:
+    """The run's own settings; what the user asks for now must agree with them."""
+    own = run.settings
+    wanted: dict[str, Any] = {} if choices.seed is None else {"seed": choices.seed}
+    wanted |= {} if choices.preset is None else {"preset": choices.preset}
+    explicit = _explicit(choices)
+    settings = build(RunSettings, merge(own, explicit, wanted), where=str(run.path))
+    _refuse_other(run, to_plain(settings))
+    return settings
+
+
+def _explicit(choices: Choices) -> dict[str, Any]:
+    file = load_toml(choices.file) if choices.file else {}
+    return merge(file, parse_assignments(list(choices.assignments)))
 
 
 def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
     different = compare(run.settings, wanted)
     if different:
-        run.close()
         raise RunError(
             f"{run.path} was started with other settings ({_pairs(different)}). "
             "Resume it without them, or start another run with --suffix."
@@ -280,7 +327,9 @@ def _measured(module: nn.Module, data: DataSet, device: torch.device) -> Teacher
         accuracy(network, data.validation, data),
     )
     if teacher.validation_accuracy == 0:
-        raise EsnacError("The network is right on no validation image: is it trained, and for this data?")
+        raise EsnacError(
+            "The network is right on no validation image: is it trained, and for this data?"
+        )
     return teacher
 
 

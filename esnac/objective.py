@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def compression(params: int, teacher_params: int) -> float:
-    """c = 1 - params(student) / params(teacher): the share of parameters saved ("ratio" in tables)."""
+    """c = 1 - params(student) / params(teacher), the share saved ("ratio" in tables)."""
     return 1 - params / teacher_params
 
 

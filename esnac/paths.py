@@ -57,17 +57,13 @@ def search_spaces_folder(flag: str | Path | None = None) -> Path:
     )
 
 
-def data_folder(flag: str | Path | None = None) -> Path | None:
-    """The data root: `flag`, `$ESNAC_DATA`, or ./data if that exists, else None.
-
-    The first two may not exist yet: a download makes them.
-    """
+def data_folder(flag: str | Path | None = None) -> Path:
+    """The data root: `flag`, `$ESNAC_DATA`, or ./data. May not exist yet: a download makes it."""
     if flag is not None:
         return _possible(flag, "--data")
     if os.environ.get(DATA):
         return _possible(os.environ[DATA], f"${DATA}")
-    folder = Path.cwd() / "data"
-    return folder if folder.is_dir() else None
+    return _possible("data", "--data")
 
 
 def shipped_folder(name: str) -> Path | None:

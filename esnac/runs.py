@@ -45,7 +45,16 @@ def run_name(network: str, dataset: str, suffix: str) -> str:
         )
     if len(suffix.encode()) > 80:
         raise RunError(f"--suffix is {len(suffix.encode())} bytes long; at most 80 fit.")
-    return f"{_tame(network)}-{_tame(dataset)}-{suffix}"
+    return f"{file_name(network)}-{file_name(dataset)}-{suffix}"
+
+
+def file_name(name: str) -> str:
+    """`name` with all that does not belong in a file name turned into `_`; at most 80 characters.
+
+    Of a long name the end stays, which tells paths apart.
+    """
+    tame = re.sub(r"[^A-Za-z0-9_.+=]+", "_", name).strip("._")
+    return tame[-80:].strip("._") or "unnamed"
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -118,6 +127,19 @@ class Run:
         self._journal: int | None = None
         self._states: dict[int, str] = {}
 
+    @staticmethod
+    def check_new(root: Path, name: str) -> None:
+        """Raises RunError when the run exists or its folder could not be made; makes nothing.
+
+        For those who have costly work to do before `create`.
+        """
+        if os.path.lexists(root / name):
+            raise _exists(root / name)
+        place = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            what = "cannot be written" if place.is_dir() else "is not a folder"
+            raise RunError(f"Cannot make the run {root / name}: {place} {what}.")
+
     @classmethod
     def create(cls, root: Path, name: str, settings: Mapping[str, Any]) -> Run:
         """A new run, open for writing. It appears whole, with its settings, or not at all.
@@ -126,8 +148,7 @@ class Run:
         """
         root = root.absolute()
         path, temporary = root / name, root / f".new-{uuid.uuid4().hex[:12]}"
-        if os.path.lexists(path):
-            raise _exists(path)
+        cls.check_new(root, name)
         run = None
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -178,6 +199,7 @@ class Run:
             raise RunError(f"There is no run {root / name} to resume. Start it without --resume.")
         return cls.open(root / name, write=True)
 
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings the run was created with."""
         path = self.path / SETTINGS
@@ -230,6 +252,11 @@ class Run:
             if handle is not None:
                 os.close(handle)
         self._journal = self._lock = None
+
+    def discard(self) -> None:
+        """Closes the run and removes its folder."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def __enter__(self) -> Run:
         return self
@@ -373,11 +400,6 @@ def _damaged(path: Path, number: int, what: str) -> RunError:
         f"{path}, line {number} {what}. The journal is damaged: repair or remove that line, "
         "or start again with another --suffix."
     )
-
-
-def _tame(name: str) -> str:
-    tame = re.sub(r"[^A-Za-z0-9_.+=]+", "_", name).strip("._")
-    return tame[-80:].strip("._") or "unnamed"
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:

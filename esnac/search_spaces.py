@@ -44,7 +44,9 @@ class SpaceSettings:
         for name in ("removal_rates", "skip_rates"):
             rates = getattr(self, name)
             if not rates or not all(0 <= rate <= 1 for rate in rates):
-                raise SettingsError(f"space.{name} takes probabilities between 0 and 1; got {rates}.")
+                raise SettingsError(
+                    f"space.{name} takes probabilities between 0 and 1; got {rates}."
+                )
         if not 0 < self.shrink_limit <= 1:
             raise SettingsError(f"space.shrink_limit lies in (0, 1]; got {self.shrink_limit}.")
         if self.multiple < 1 or self.minimum < 1:
@@ -52,9 +54,10 @@ class SpaceSettings:
 
 
 def load(folder: Path | None, network: str, family: str) -> dict[str, Any]:
-    """Plain settings of the network's space: `<network>.toml`, else `<family>.toml`, else `default.toml`.
+    """Plain settings of a network's space.
 
-    An empty table (the published defaults) when the folder has none of them.
+    From `<network>.toml`, else `<family>.toml`, else `default.toml`; an empty table (the published
+    defaults) when the folder has none of them.
     """
     for name in (network, family, "default"):
         path = folder / f"{name}.toml" if folder and _is_file_name(name) else None

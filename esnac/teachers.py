@@ -1,7 +1,8 @@
-"""Teachers on disk: `teachers/<network>-<dataset>/` with `recipe.toml`, `card.json`, `weights.safetensors`.
+"""Teachers on disk, in `teachers/<network>-<dataset>/`.
 
-The recipe says how to train, the card what came out and of which data, the weights are the network's
-state_dict. Weights from elsewhere are read from safetensors or, with `weights_only=True`, from a `.pt`.
+`recipe.toml` says how to train, `card.json` what came out and of which data; the network's
+state_dict is in `weights.safetensors`. Weights from elsewhere are read from safetensors or, with
+`weights_only=True`, from a `.pt`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _RECIPE = {
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a teacher. Accuracies are fractions; `data` are the settings of the split."""
+    """What is known of a teacher; `data` are the settings of its split, accuracies fractions."""
 
     network: str
     dataset: str
@@ -83,7 +84,9 @@ def save(folder: Path, network: nn.Module, card: Card) -> Card:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
     temporary = folder / f".{WEIGHTS}.tmp"
     save_file(state, temporary)
     os.replace(temporary, folder / WEIGHTS)
@@ -113,7 +116,9 @@ def load(folder: Path, network: nn.Module) -> Card:
     if not path.is_file():
         raise WeightsError(f"No teacher weights at {path}. {_train(card)}")
     if _sha256(path) != card.sha256:
-        raise WeightsError(f"{path} is damaged: its checksum is not the card's. {_train(card)} --force")
+        raise WeightsError(
+            f"{path} is damaged: its checksum is not the card's. {_train(card)} --force"
+        )
     load_weights(path, network)
     return card
 
@@ -161,7 +166,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} is not a state_dict: a mapping of names to tensors is expected.")
+        raise WeightsError(
+            f"{path} is not a state_dict: a mapping of names to tensors is expected."
+        )
     return dict(state)
 
 
@@ -171,7 +178,4 @@ def _sha256(path: Path) -> str:
 
 
 def _train(card: Card) -> str:
-    return (
-        "Train one: python -m esnac teacher "
-        f"--network {card.network} --dataset {card.dataset}"
-    )
+    return f"Train one: python -m esnac teacher --network {card.network} --dataset {card.dataset}"

@@ -62,7 +62,9 @@ def test_suffix_that_is_refused(suffix: str) -> None:
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_any_name_makes_one_folder_name(network: str, dataset: str) -> None:
     name = runs.run_name(network, dataset, "x")
-    assert Path(name).name == name and len(name.encode()) < 200 and name[0] != "."
+    assert Path(name).name == name
+    assert len(name.encode()) < 200
+    assert name[0] != "."
 
 
 # Making a run
@@ -70,8 +72,9 @@ def test_any_name_makes_one_folder_name(network: str, dataset: str) -> None:
 
 def test_create_writes_settings_and_journal(tmp_path: Path) -> None:
     with Run.create(tmp_path / "new/runs", "a", {"seed": 127, "search": {"rates": (1, 2)}}) as run:
-        assert run.path == tmp_path / "new/runs/a" and run.name == "a"
-        assert run.settings() == {"seed": 127, "search": {"rates": [1, 2]}}
+        assert run.path == tmp_path / "new/runs/a"
+        assert run.name == "a"
+        assert run.settings == {"seed": 127, "search": {"rates": [1, 2]}}
         assert run.events() == []
         assert run.trial_folder(7) == run.path / "trials/0007"
         assert run.finalist_folder(3) == run.path / "finalists/3"
@@ -81,14 +84,15 @@ def test_create_writes_settings_and_journal(tmp_path: Path) -> None:
 
 def test_create_never_overwrites(path: Path) -> None:
     before = journal(path).read_bytes()
-    with pytest.raises(RunError, match="--resume.*--suffix"):
+    with pytest.raises(RunError, match=r"--resume.*--suffix"):
         Run.create(path.parent, "a", {})
-    assert journal(path).read_bytes() == before and os.listdir(path.parent) == ["a"]
+    assert journal(path).read_bytes() == before
+    assert os.listdir(path.parent) == ["a"]
 
 
 def test_two_creators_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Run.create(tmp_path, "a", {}).close()
-    monkeypatch.setattr(os.path, "lexists", lambda path: False)  # the other one came in between
+    monkeypatch.setattr(Run, "check_new", lambda root, name: None)  # the other one came later
     with pytest.raises(RunError, match="--resume"):
         Run.create(tmp_path, "a", {})
     assert os.listdir(tmp_path) == ["a"]
@@ -113,7 +117,7 @@ def test_read_only_runs_folder(tmp_path: Path) -> None:
     try:
         if os.access(tmp_path, os.W_OK):
             pytest.skip("this user may write everywhere")
-        with pytest.raises(RunError, match="permission denied"):
+        with pytest.raises(RunError, match="cannot be written"):
             Run.create(tmp_path, "a", {})
         assert os.listdir(tmp_path) == []
     finally:
@@ -122,8 +126,17 @@ def test_read_only_runs_folder(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_runs_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="Cannot make the run"):
-        Run.create(tmp_path / "file", "a", {})
+    for root in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(RunError, match="Cannot make the run"):
+            Run.create(root, "a", {})
+
+
+def test_check_new_makes_nothing(path: Path) -> None:
+    Run.check_new(path.parent / "new/runs", "a")
+    Run.check_new(path.parent, "b")
+    with pytest.raises(RunError, match="exists"):
+        Run.check_new(path.parent, "a")
+    assert os.listdir(path.parent) == ["a"]
 
 
 def test_resume_of_nothing(tmp_path: Path) -> None:
@@ -141,9 +154,8 @@ def test_lines_are_json_objects_with_time_and_event(path: Path) -> None:
     assert [line["event"] for line in lines] == ["run", "trial", "trial"]
     for line in lines:
         time = datetime.fromisoformat(line["time"])
-        assert time.utcoffset() == timedelta(0) and len(line["time"]) == len(
-            "2026-01-31T12:00:00.123456+00:00"
-        )
+        assert time.utcoffset() == timedelta(0)
+        assert len(line["time"]) == len("2026-01-31T12:00:00.123456+00:00")
     assert Run.open(path).events() == lines
 
 
@@ -168,7 +180,8 @@ def test_every_cut_of_the_last_line(path: Path) -> None:
         with Run.resume(path.parent, "a") as run:
             run.append("end")
         events = Run.open(path).events()
-        assert len(events) == whole + 1 and events[-1]["event"] == "end"
+        assert len(events) == whole + 1
+        assert events[-1]["event"] == "end"
 
 
 def test_last_line_of_zeros_or_broken_text(path: Path) -> None:
@@ -318,7 +331,8 @@ def test_write_json_replaces_or_leaves(tmp_path: Path) -> None:
     runs.write_json(file, {"a": 1})
     with pytest.raises(TypeError):
         runs.write_json(file, {"a": object()})
-    assert json.loads(file.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["card.json"]
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["card.json"]
     with pytest.raises(RunError, match="Cannot write"):
         runs.write_json(tmp_path / "missing/card.json", {})
 
@@ -354,7 +368,7 @@ def test_find_and_list(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_damaged_settings(content: str, path: Path) -> None:
     (path / "settings.json").write_text(content)
     with pytest.raises(RunError, match=r"settings\.json"):
-        Run.open(path).settings()
+        Run.open(path).settings  # noqa: B018
 
 
 def test_importing_needs_no_torch() -> None:

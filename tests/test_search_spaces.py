@@ -11,7 +11,9 @@ SHIPPED = Path(__file__).parent.parent / "search_spaces"
 
 
 def test_the_shipped_default_is_the_default():
-    assert build(SpaceSettings, search_spaces.load(SHIPPED, "resnet18", "resnet")) == SpaceSettings()
+    assert (
+        build(SpaceSettings, search_spaces.load(SHIPPED, "resnet18", "resnet")) == SpaceSettings()
+    )
 
 
 def test_network_before_family_before_default(tmp_path):

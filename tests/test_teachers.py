@@ -85,7 +85,9 @@ def test_a_pickle_is_never_run(tmp_path):
 def test_missing_weights_name_the_command(tmp_path):
     teachers.save(tmp_path / "t", tiny(), CARD)
     (tmp_path / "t" / teachers.WEIGHTS).unlink()
-    with pytest.raises(WeightsError, match="python -m esnac teacher --network tiny --dataset digits"):
+    with pytest.raises(
+        WeightsError, match="python -m esnac teacher --network tiny --dataset digits"
+    ):
         teachers.load(tmp_path / "t", tiny())
 
 

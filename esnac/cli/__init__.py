@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises EsnacError where argparse would print its usage and exit; options are never guessed."""
+    """Raises EsnacError where argparse would print its usage and exit; guesses no options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -97,7 +97,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from esnac import __version__
 
-        parser.exit(message=f"esnac {__version__}\n")
+        print(f"esnac {__version__}")
+        parser.exit()
 
 
 def _how_to_resume(words: Sequence[str]) -> str:

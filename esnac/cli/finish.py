@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from esnac.cli import options
-from esnac.errors import EsnacError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -19,10 +19,24 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog="Example: esnac finish resnet20-digits-127",
     )
     parser.add_argument("name", metavar="RUN", help="a run's name or folder")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="the weights that the search was given with --teacher, if it was",
+    )
     options.add_machine(parser)
     options.add_folders(parser, "runs", "teachers", "data")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    raise EsnacError("not wired yet")
+    from esnac import api
+    from esnac.cli import stat
+    from esnac.runs import find_run
+
+    options.set_threads(args)
+    folders = options.folders(args)
+    path = find_run(folders.runs, args.name)
+    api.finish(path, folders, device=args.device, weights=args.teacher)
+    return stat.show_runs([path])

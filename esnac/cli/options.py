@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esnac.api import Choices, Folders
 
 _FOLDERS = {
     "runs": "folder of the runs (default: $ESNAC_HOME/runs, else ./runs)",
     "teachers": "folder of the teachers (default: $ESNAC_HOME/teachers, else ./teachers)",
     "search-spaces": "folder of the search spaces (default: $ESNAC_HOME/search_spaces, "
     "./search_spaces, or those that come with esnac)",
-    "data": "folder of the data sets, to read or to download to (default: $ESNAC_DATA, else ./data)",
+    "data": "folder of the data sets, read or downloaded there (default: $ESNAC_DATA, else ./data)",
 }
 
 
@@ -67,6 +71,44 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processor threads for PyTorch (default: its own choice)",
     )
+
+
+def folders(args: argparse.Namespace) -> Folders:
+    """The folders named by the arguments, found where no argument names one."""
+    from esnac import paths
+    from esnac.api import Folders
+
+    flags = vars(args)
+    return Folders(
+        runs=paths.runs_folder(flags.get("runs")),
+        new_teachers=paths.teachers_folder(flags.get("teachers")),
+        teachers=paths.teachers_folders(flags.get("teachers")),
+        search_spaces=paths.search_spaces_folder(flags.get("search_spaces")),
+        data=paths.data_folder(flags.get("data")),
+    )
+
+
+def choices(args: argparse.Namespace) -> Choices:
+    """What the arguments ask for."""
+    from esnac.api import Choices
+
+    flags = vars(args)
+    return Choices(
+        network=args.network,
+        dataset=args.dataset,
+        seed=args.seed,
+        preset=flags.get("preset"),
+        file=flags.get("settings"),
+        assignments=args.assignments,
+    )
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """Obeys --threads."""
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
 
 
 def natural(text: str) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from esnac.cli import options
-from esnac.errors import EsnacError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -52,4 +51,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    raise EsnacError("not wired yet")
+    from esnac import api
+    from esnac.cli import stat
+
+    options.set_threads(args)
+    folders = options.folders(args)
+    path = api.start(
+        options.choices(args),
+        folders,
+        suffix=args.suffix,
+        device=args.device,
+        resume=args.resume,
+        weights=args.teacher,
+    )
+    return stat.show_runs([path])

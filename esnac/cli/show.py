@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esnac.cli import options
+
 if TYPE_CHECKING:
     from esnac.report.summary import RunSummary
     from esnac.runs import Run
@@ -24,7 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("name", metavar="RUN", help="a run's name or folder")
     parser.add_argument("trial", metavar="TRIAL", nargs="?", type=int, help="number of a trial")
-    parser.add_argument("--runs", metavar="DIR", help="folder of the runs")
+    options.add_folders(parser, "runs")
     parser.add_argument(
         "--svg",
         metavar="FILE",
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_text(opened: Run, summary: RunSummary) -> str:
     from esnac.report import tables
 
-    parts = [f"{summary.run}\n{tables.status(summary)}", _settings_text(opened.settings())]
+    parts = [f"{summary.run}\n{tables.status(summary)}", _settings_text(opened.settings)]
     states = Counter(trial.state for trial in summary.trials)
     counts = ", ".join(f"{states[state]} {state}" for state in sorted(states)) or "none yet"
     reasons = Counter(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from esnac.cli import options
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -21,24 +25,31 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="text",
         help="default: text",
     )
-    parser.add_argument("--runs", metavar="DIR", help="folder of the runs")
+    options.add_folders(parser, "runs")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     from esnac import paths, runs
     from esnac.errors import RunError
-    from esnac.report import summary, tables
 
     root = paths.runs_folder(args.runs)
     if args.runs and not root.is_dir():
         raise RunError(f"--runs {args.runs}: there is no folder {root}.")
     folders = [runs.find_run(root, name) for name in args.names] or runs.list_runs(root)
-    summaries = [
-        summary.summarise(runs.Run.open(folder).events(), folder.name, folder) for folder in folders
-    ]
-    if not summaries and args.format in ("text", "markdown"):
+    if not folders and args.format in ("text", "markdown"):
         print(f"No runs in {root}.")
-    else:
-        print(tables.render(summaries, args.format))
+        return 0
+    return show_runs(folders, args.format)
+
+
+def show_runs(folders: Sequence[Path], form: str = "text") -> int:
+    """Prints the tables of these run folders."""
+    from esnac.report import summary, tables
+    from esnac.runs import Run
+
+    summaries = [
+        summary.summarise(Run.open(folder).events(), folder.name, folder) for folder in folders
+    ]
+    print(tables.render(summaries, form))
     return 0

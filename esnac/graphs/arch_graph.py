@@ -92,7 +92,9 @@ class ArchGraph:
         try:
             content = json.loads(text)
             if content["format"] != FORMAT:
-                raise EsnacError(f"{where}: format {content['format']}, this version reads {FORMAT}.")
+                raise EsnacError(
+                    f"{where}: format {content['format']}, this version reads {FORMAT}."
+                )
             layers = tuple(
                 Layer(
                     name=row["name"],
@@ -114,7 +116,9 @@ class ArchGraph:
     def _check(self, where: str | Path) -> None:
         for number, layer in enumerate(self.layers):
             if not layer.inputs or not all(INPUT <= i < number for i in layer.inputs):
-                raise EsnacError(f"{where}: layer {layer.name!r} reads layers that do not precede it.")
+                raise EsnacError(
+                    f"{where}: layer {layer.name!r} reads layers that do not precede it."
+                )
 
 
 def _frozen(value: Any) -> Any:

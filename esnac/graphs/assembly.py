@@ -101,8 +101,9 @@ class Assembly:
         if kind != "multiply":
             for value in inputs:
                 self.require_plain(value)
-        name = node.name if out_shape is None else f"{node.name}_first"
-        out_shape = out_shape or self.result_shape(node)
+        result = self.result_shape(node)
+        out_shape = out_shape or result
+        name = node.name if out_shape == result else f"{node.name}_first"
         in_shape = out_shape if kind in ("concat", "multiply") else inputs[0].shape
         if len(in_shape) not in _RANKS.get(kind, (1, 3)):
             raise RefusedError(f"it reads {times(in_shape)} per image")

@@ -44,7 +44,9 @@ def candidate_costs(space: Space, candidates: Candidates) -> tuple[np.ndarray, n
     reads, makes = space.widths(candidates.kept)
     layers = space.graph.layers
     weight, vector, area = np.array([_coefficients(layer) for layer in layers], dtype=np.int64).T
-    groups = np.array([layer.attributes.get("groups", 1) if layer.kind == "conv" else 1 for layer in layers])
+    groups = np.array(
+        [layer.attributes.get("groups", 1) if layer.kind == "conv" else 1 for layer in layers]
+    )
     depthwise = np.array([is_depthwise(layer) for layer in layers])
     pairs = np.where(depthwise, makes, reads * makes // groups)
     present = ~candidates.removed
@@ -57,7 +59,11 @@ def _coefficients(layer: Layer) -> tuple[int, int, int]:
     """Weights per pair of connected channels, values per output channel, output positions."""
     attributes = layer.attributes
     if layer.kind == "conv":
-        return math.prod(attributes["kernel"]), int(attributes["bias"]), math.prod(layer.out_shape[1:])
+        return (
+            math.prod(attributes["kernel"]),
+            int(attributes["bias"]),
+            math.prod(layer.out_shape[1:]),
+        )
     if layer.kind == "linear":
         return 1, int(attributes["bias"]), 1
     if layer.kind in ("batch_norm", "group_norm") and attributes["affine"]:

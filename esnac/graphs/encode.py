@@ -46,7 +46,9 @@ class Encoder:
         self._space = space
         self._base = encode(space.graph)
         layers = space.graph.layers
-        self._wide = np.array([_attributes(layer)[_MAKES] > 0 for layer in layers], dtype=np.float32)
+        self._wide = np.array(
+            [_attributes(layer)[_MAKES] > 0 for layer in layers], dtype=np.float32
+        )
         self._depthwise = np.flatnonzero([is_depthwise(layer) for layer in layers])
         identity = np.zeros(_INCOMING, dtype=np.float32)
         identity[_IDENTITY] = 1

@@ -3,8 +3,8 @@
 Every convolution (not depthwise) and linear layer makes new channels; all other layers pass on the
 ones they read. What is added, multiplied or convolved depthwise is one channel seen twice. Channels
 made and used by the same layers form a group: any number of its channels can be dropped, at no
-loss of consistency. These are the groups *by dependency*; *by count* (Cao et al. 2019) ties those of
-equal size on top, see `esnac.graphs.space`.
+loss of consistency. These are the groups *by dependency*; *by count* (Cao et al. 2019) ties those
+of equal size on top, see `esnac.graphs.space`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ COMBINING = frozenset({"concat", "multiply"})
 class ChannelGroups:
     """The channel groups of one graph (G groups, L layers).
 
-    A *unit* is a set of channels that are one and the same; `group_of_unit` and `rank_of_unit` place
-    it. `reads[l]` and `makes[l]` give the unit of each channel that layer l reads and makes.
+    A *unit* is a set of channels that are one and the same; `group_of_unit` and `rank_of_unit`
+    place it. `reads[l]` and `makes[l]` give the unit of each channel that layer l reads and makes.
     `reads_share` and `makes_share` (L x G) count how often each unit of a group appears there, so
     that with k (G) units kept a layer has `makes_share @ k` output channels.
     """
@@ -183,7 +183,10 @@ def _ranks(group_of_unit: np.ndarray) -> np.ndarray:
 
 
 def _shares(
-    tensors: tuple[np.ndarray, ...], group_of_unit: np.ndarray, sizes: np.ndarray, frozen: np.ndarray
+    tensors: tuple[np.ndarray, ...],
+    group_of_unit: np.ndarray,
+    sizes: np.ndarray,
+    frozen: np.ndarray,
 ) -> np.ndarray:
     """How often each unit of a group appears in each tensor (L x G); uneven groups are frozen."""
     shares = np.zeros((len(tensors), len(sizes)), dtype=np.int64)
@@ -195,5 +198,3 @@ def _shares(
             if len(set(times[times > 0].tolist())) > 1 or channels[group] % sizes[group]:
                 frozen[group] = True
     return shares
-
-

@@ -31,8 +31,8 @@ def inherit(
 ) -> dict[str, Tensor]:
     """The student's state (keys "<layer name>.<tensor>") from the teacher's `weights`, same keys.
 
-    `selection`: "leading" keeps the first channels of each group (Cao et al. 2019), "important" those
-    with the largest L1 norm of the weights that make them. With channels in blocks (grouped
+    `selection`: "leading" keeps the first channels of each group (Cao et al. 2019), "important"
+    those with the largest L1 norm of the weights that make them. With channels in blocks (grouped
     convolutions, shuffles) every block keeps equally many.
     """
     chosen = _chosen_ranks(space, moves, weights, selection)
@@ -64,7 +64,9 @@ def _read(
     tensors = [image if i == INPUT else made[i] for i in layer.inputs]
     if layer.kind != "concat":
         return max(tensors, key=len)
-    offsets = np.cumsum([0] + [teacher[i].out_shape[0] if i != INPUT else len(image) for i in layer.inputs])
+    offsets = np.cumsum(
+        [0] + [teacher[i].out_shape[0] if i != INPUT else len(image) for i in layer.inputs]
+    )
     return np.concatenate([t + o for t, o in zip(tensors, offsets, strict=False)])
 
 

@@ -1,4 +1,4 @@
-"""Moves from a teacher's graph to a student's: layers removed, channel groups shrunk, skips added."""
+"""Moves from a teacher's graph to a student's: layers removed, channels shrunk, skips added."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,15 +38,16 @@ class StudentNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The input stands last, where the layer number -1 (INPUT) finds it.
-        values: list[Tensor | None] = [None] * len(self._plan) + [x]
+        values: list[Any] = [None] * len(self._plan) + [x]
+        modules: dict[str, Any] = self._modules
         for number, (name, inputs, joins, spent) in enumerate(self._plan):
             x = values[inputs[0]]
             if joins:
-                x = self._modules[name](*[values[i] for i in inputs])
+                x = modules[name](*[values[i] for i in inputs])
             else:
                 for i in inputs[1:]:
                     x = x + values[i]
-                x = self._modules[name](x)
+                x = modules[name](x)
             values[number] = x
             for i in spent:
                 values[i] = None

@@ -180,7 +180,20 @@ TORCH_KINDS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
 
 #: Kinds that act on each number by itself, without tensors.
 ACTIVATIONS = frozenset(
-    ["relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "mish"]
+    {
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "gelu",
+        "silu",
+        "hardswish",
+        "hardsigmoid",
+        "sigmoid",
+        "tanh",
+        "softplus",
+        "mish",
+    }
 )
 
 

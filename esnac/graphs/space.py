@@ -22,8 +22,15 @@ from esnac.graphs.moves import Moves
 
 Tie = Literal["count", "dependency"]
 
-#: Kinds that only route or mask channels; an identity in their place would not be a smaller network.
-_KEPT_KINDS = COMBINING | {"identity", "slice", "flatten", "dropout", "dropout2d", "stochastic_depth"}
+#: Kinds that only route or mask channels; an identity in their place saves nothing.
+_KEPT_KINDS = COMBINING | {
+    "identity",
+    "slice",
+    "flatten",
+    "dropout",
+    "dropout2d",
+    "stochastic_depth",
+}
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,8 @@ class Space:
     def _merges(self, a: np.ndarray, b: np.ndarray) -> tuple[tuple[int, int], ...] | None:
         """Group pairs that become equal when tensor b receives tensor a; None when they cannot.
 
-        They can when both tensors are made of the same groups in any order (a channel shuffle), or of
-        groups of equal sizes in the same order.
+        They can when both tensors are made of the same groups in any order (a channel shuffle), or
+        of groups of equal sizes in the same order.
         """
         groups = self.groups
         a, b = groups.group_of_unit[a], groups.group_of_unit[b]
@@ -265,7 +272,13 @@ class Space:
         return ArchGraph(layers, self.graph.input_shape)
 
     def _student_layer(
-        self, number: int, removed: bool, reads: int, makes: int, added: tuple[int, ...], kept: np.ndarray
+        self,
+        number: int,
+        removed: bool,
+        reads: int,
+        makes: int,
+        added: tuple[int, ...],
+        kept: np.ndarray,
     ) -> Layer:
         layer = self.graph.layers[number]
         in_shape = (reads, *layer.in_shape[1:])
@@ -301,7 +314,9 @@ def _matching(graph: ArchGraph, patterns: Sequence[str]) -> set[int]:
         if not hits:
             near = nearest(pattern, [layer.source or layer.name for layer in graph.layers])
             hint = f" Did you mean {near!r}?" if near else ""
-            raise SettingsError(f"Protected layer {pattern!r} matches no layer of the network.{hint}")
+            raise SettingsError(
+                f"Protected layer {pattern!r} matches no layer of the network.{hint}"
+            )
         found |= hits
     return found
 
@@ -313,5 +328,3 @@ def _components(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]
     graph.add_nodes_from(range(count))
     graph.add_edges_from(pairs)
     return [sorted(component) for component in nx.connected_components(graph)]
-
-

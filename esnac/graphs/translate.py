@@ -64,7 +64,7 @@ def unknown(name: str) -> RefusedError:
     return RefusedError(f"the graph has no such layer{hint}")
 
 
-def from_module(module: nn.Module, in_shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+def from_module(module: Any, in_shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
     """(kind, attributes) of a module that reads one tensor of `in_shape` (batch left out).
 
     Only the exact classes of torch.nn and our own parts: a subclass may compute something else.

@@ -91,6 +91,8 @@ class Walk:
         layers, name = self.layers, call_name(node)
         base = name.rstrip("_")
         in_place = base != name or base in ("iadd", "imul") or bool(kwargs.get("inplace"))
+        if args and isinstance(args[0], Weight):
+            raise RefusedError(f"it reads the parameter {args[0].name} outside a layer")
         if base in _HANDLERS:
             try:
                 return _HANDLERS[base](layers, node, *args, **kwargs), in_place
@@ -108,9 +110,12 @@ class Walk:
         for node, value in self.layers.seen.items():
             if value == old:
                 self.layers.seen[node] = new
-            elif isinstance(value, Value) and self._overlap(value, old):
-                if not self._visited.issuperset(node.users):
-                    raise RefusedError("it works in place on part of a tensor that is read later")
+            elif (
+                isinstance(value, Value)
+                and self._overlap(value, old)
+                and not self._visited.issuperset(node.users)
+            ):
+                raise RefusedError("it works in place on part of a tensor that is read later")
 
     def _overlap(self, a: Value, b: Value) -> bool:
         """Whether one is a view of the other."""

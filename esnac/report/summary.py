@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esnac.objective import compression, reward
+
 Event = Mapping[str, Any]
 
 
@@ -130,21 +132,11 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
     )
 
 
-def objective(ratio: float, accuracy: float) -> float:
-    """f = c (2 - c) a with c = `ratio` and a = `accuracy` (Cao et al., ICLR 2019).
-
-    With `accuracy` relative to the teacher's this is f itself.
-    """
-    return ratio * (2 - ratio) * accuracy
-
-
-def compression(
-    params: int | None, teacher_params: int | None
-) -> tuple[float | None, float | None]:
+def _against(params: int | None, teacher: TeacherFigures) -> tuple[float | None, float | None]:
     """(ratio, times) of a student; (None, None) when a count is not known."""
-    if not params or not teacher_params:
+    if not params or not teacher.params:
         return None, None
-    return 1 - params / teacher_params, teacher_params / params
+    return compression(params, teacher.params), teacher.params / params
 
 
 def _teacher(events: list[Event]) -> TeacherFigures:
@@ -160,7 +152,7 @@ def _trials(events: list[Event], teacher: TeacherFigures) -> list[Trial]:
     rows = []
     for number in sorted(merged):
         row = merged[number]
-        ratio, times = compression(row.get("params"), teacher.params)
+        ratio, times = _against(row.get("params"), teacher)
         keys = ("step", "params", "macs", "accuracy", "f", "seconds", "reason")
         values = {key: row.get(key) for key in keys}
         rows.append(
@@ -185,7 +177,7 @@ def _finalists(
         trial = trials.get(number, Trial(number, "PROPOSED"))
         end = stages[-1] if stages else {}
         params = end.get("params", trial.params)
-        ratio, times = compression(params, teacher.params)
+        ratio, times = _against(params, teacher)
         rows.append(
             Finalist(
                 index=index,
@@ -217,4 +209,4 @@ def _validation(finalist: Finalist) -> float | None:
     accuracy = finalist.stages[-1].get("validation_accuracy")
     if accuracy is None or finalist.ratio is None:
         return None
-    return objective(finalist.ratio, accuracy)
+    return reward(finalist.ratio, accuracy, 1.0)

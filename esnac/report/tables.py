@@ -15,12 +15,20 @@ from esnac.report.summary import Finalist, RunSummary, Trial
 Rows = Sequence[Sequence[str]]
 Renderer = Callable[[Sequence[str], Rows], str]
 
-RUN_HEADER = ("run", "teacher", "accuracy", "#params", "ratio", "times", "f(x)")
+RUN_HEADER: tuple[str, ...] = ("run", "teacher", "accuracy", "#params", "ratio", "times", "f(x)")
 RUN_HEADER += ("teacher accuracy", "teacher #params", "student")
-FINALIST_HEADER = ("index", "trial", "#params", "MACs", "ratio", "times")
+FINALIST_HEADER: tuple[str, ...] = ("index", "trial", "#params", "MACs", "ratio", "times")
 FINALIST_HEADER += ("accuracy before", "accuracy after", "f before", "f after")
 TRIAL_HEADER = ("trial", "step", "#params", "MACs", "ratio", "times", "accuracy", "f", "seconds")
-CSV_HEADER = ("run", "network", "dataset", "seed", "engine", "teacher_accuracy", "teacher_params")
+CSV_HEADER: tuple[str, ...] = (
+    "run",
+    "network",
+    "dataset",
+    "seed",
+    "engine",
+    "teacher_accuracy",
+    "teacher_params",
+)
 CSV_HEADER += ("teacher_macs", "evaluations", "best_f", "index", "trial", "params", "macs", "ratio")
 CSV_HEADER += ("times", "accuracy_search", "accuracy", "f_search", "f", "path")
 

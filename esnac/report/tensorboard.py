@@ -12,6 +12,9 @@ from esnac.errors import RunError
 
 TAGS = ("f", "accuracy", "ratio")
 
+#: tensorboardX writes from a thread of its own, so its flush() would not wait for what is queued.
+FLUSH_SECONDS = 2
+
 
 class ScalarLog:
     """`trial/f`, `trial/accuracy`, `trial/ratio` and `search/best_f` by number of evaluations.
@@ -28,17 +31,24 @@ class ScalarLog:
         try:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
-            self._writer = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
         except OSError as error:
             raise RunError(f"Cannot write TensorBoard scalars to {folder}: {error}.") from None
         for event in past:
-            self._add(event)
-        self._writer.flush()
+            self.trial(event)
 
     def trial(self, event: Mapping[str, Any]) -> None:
         """Log a journal event; all but a trial that is DONE are passed over."""
-        self._add(event)
-        self._writer.flush()
+        if event.get("event") != "trial" or event.get("state") != "DONE":
+            return
+        self.evaluations += 1
+        when = datetime.fromisoformat(event["time"]).timestamp() if event.get("time") else None
+        for tag in TAGS:
+            if event.get(tag) is not None:
+                self._writer.add_scalar(f"trial/{tag}", event[tag], self.evaluations, when)
+        if event.get("f") is not None:
+            self.best_f = max(event["f"], self.best_f if self.best_f is not None else event["f"])
+            self._writer.add_scalar("search/best_f", self.best_f, self.evaluations, when)
 
     def close(self) -> None:
         self._writer.close()
@@ -53,15 +63,3 @@ class ScalarLog:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _add(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") != "trial" or event.get("state") != "DONE":
-            return
-        self.evaluations += 1
-        when = datetime.fromisoformat(event["time"]).timestamp() if event.get("time") else None
-        for tag in TAGS:
-            if event.get(tag) is not None:
-                self._writer.add_scalar(f"trial/{tag}", event[tag], self.evaluations, when)
-        if event.get("f") is not None:
-            self.best_f = max(event["f"], self.best_f if self.best_f is not None else event["f"])
-            self._writer.add_scalar("search/best_f", self.best_f, self.evaluations, when)

@@ -1,4 +1,4 @@
-"""Evaluation of one trial: build the student, let it imitate the teacher for a few epochs, save it."""
+"""Evaluation of a trial: build the student, let it imitate the teacher for some epochs, save it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from esnac.training import TrainingSettings, fit
 class Evaluator:
     """Trains trials on one device; everything that all trials share is held here once.
 
-    `weights` is the teacher's state by layer name, on the CPU; `data` lies on `device`; `folder` gives
-    the place of a trial's student.
+    `weights` is the teacher's state by layer name, on the CPU; `data` lies on `device`; `folder`
+    gives the place of a trial's student.
     """
 
     space: Space

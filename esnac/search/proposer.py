@@ -84,4 +84,6 @@ class PaperProposer:
             encoded = torch.from_numpy(self._encoder.encode(pool))
             scores = kernel.expected_improvement(encoded, None, best_f)
             return pool.select(np.array([int(scores.argmax())]))
-        raise SpaceExhaustedError("Every architecture that the search space draws has been proposed.")
+        raise SpaceExhaustedError(
+            "Every architecture that the search space draws has been proposed."
+        )

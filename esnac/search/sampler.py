@@ -11,8 +11,8 @@ from esnac.search_spaces import SpaceSettings
 def sample(space: Space, settings: SpaceSettings, n: int, rng: np.random.Generator) -> Candidates:
     """n candidates; removal, shrinking and skips are drawn independently of each other.
 
-    The removal and skip rates are drawn once per candidate, the share of channels that goes once per
-    candidate and tied set of groups.
+    The removal and skip rates are drawn once per candidate, the share of channels that goes once
+    per candidate and tied set of groups.
     """
     removed = np.zeros((n, len(space.graph)), dtype=bool)
     skips = np.zeros((n, len(space.skips)), dtype=bool)

@@ -29,8 +29,8 @@ class Searcher:
             student = searcher.student(trial)      # the architecture, an ArchGraph
             searcher.tell(trial, accuracy=...)     # a fraction in [0, 1], teacher and student alike
 
-    Trials are numbered from 0 in order of proposal; every architecture is proposed once. Equal seeds
-    and equal answers give equal proposals.
+    Trials are numbered from 0 in order of proposal; every architecture is proposed once. Equal
+    seeds and equal answers give equal proposals.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Searcher:
     ) -> None:
         if isinstance(teacher, nn.Module):
             if input_size is None:
-                raise EsnacError("A module needs input_size=(channels, height, width) to be traced.")
+                raise EsnacError(
+                    "A module needs input_size=(channels, height, width) to be traced."
+                )
             teacher = trace(teacher, tuple(input_size))
         if not 0 < teacher_accuracy <= 1:
             raise EsnacError(f"teacher_accuracy is a fraction in (0, 1]; got {teacher_accuracy}.")
@@ -77,7 +79,7 @@ class Searcher:
     def ask(self, n: int = 1, step: int | None = None) -> list[Trial]:
         """n new trials; fewer (or none) when the space has no architecture left.
 
-        They count as step `step` (default: a new one) and rest on what was told about earlier steps.
+        They count as step `step` (default: a new one) and rest on the results of earlier steps.
         """
         step = self.steps if step is None else step
         observed = self._observations(step)

@@ -45,7 +45,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation found: the validation accuracy (fraction), or the reason of its failure."""
+    """What an evaluation found: the validation accuracy (fraction), or why it failed."""
 
     accuracy: float | None = None
     reason: str | None = None

@@ -13,14 +13,14 @@ from esnac.distillation.losses import make_loss
 from esnac.graphs import student as students
 from esnac.graphs.cost import cost
 from esnac.graphs.network import StudentNetwork
-from esnac.runtime import derive_seed
+from esnac.runtime import derive_seed, seeded
 from esnac.stages._base import StageContext, StageResult
 from esnac.training import TrainingSettings, accuracy, fit
 
 
 @dataclass(frozen=True)
 class FullTraining:
-    """Trains on from the student's weights, or `from_scratch` from fresh ones of its architecture."""
+    """Trains on from the student's weights, or `from_scratch` from fresh ones."""
 
     training: TrainingSettings
     from_scratch: bool = False
@@ -31,8 +31,7 @@ class FullTraining:
         student = students.load(source)
         seed = derive_seed(context.seed, "full training", context.index)
         if self.from_scratch:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with seeded(seed, torch.device("cpu")):
                 student = StudentNetwork(student.graph)
         checkpoint = target / "checkpoint"
         fit(

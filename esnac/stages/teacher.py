@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import esnac
-from esnac import teachers
+from esnac import __version__, teachers
 from esnac.data import DataSet
 from esnac.distillation.losses import make_loss
 from esnac.graphs.cost import cost
@@ -78,7 +77,7 @@ def train_teacher(
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     return {
-        "esnac": esnac.__version__,
+        "esnac": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

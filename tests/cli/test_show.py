@@ -77,19 +77,20 @@ def test_trials_that_failed_or_wait(run: Run, capsys: pytest.CaptureFixture[str]
     assert "failed: loss is not finite in epoch 3" in capsys.readouterr().out
     assert call("a", "13") == 0
     output = capsys.readouterr().out
-    assert output.startswith("a, trial 13: PROPOSED") and "outcome" not in output
+    assert output.startswith("a, trial 13: PROPOSED")
+    assert "outcome" not in output
 
 
 def test_a_run_that_has_hardly_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run.create(tmp_path, "new", {}).close()
     assert call("new", "--runs", str(tmp_path)) == 0
     assert "trials: none yet" in capsys.readouterr().out
-    with pytest.raises(RunError, match="new has no trial 0. It has none yet"):
+    with pytest.raises(RunError, match=r"new has no trial 0\. It has none yet"):
         call("new", "0", "--runs", str(tmp_path))
 
 
 def test_unknown_trial_or_run(run: Run) -> None:
-    with pytest.raises(RunError, match="a has no trial 99. It has trials 0 to 13"):
+    with pytest.raises(RunError, match=r"a has no trial 99\. It has trials 0 to 13"):
         call("a", "99")
     with pytest.raises(RunError, match="No run 'b'"):
         call("b")

@@ -68,22 +68,26 @@ def test_text_of_all_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_json_is_the_contract(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("a", "--format", "json", "--runs", str(root)) == 0
     (run,) = json.loads(capsys.readouterr().out)
-    assert run["run"] == "a" and run["teacher"] == {"accuracy": 0.98, "params": 272_474, "macs": 1}
+    assert run["run"] == "a"
+    assert run["teacher"] == {"accuracy": 0.98, "params": 272_474, "macs": 1}
     (finalist,) = run["finalists"]
     assert Path(finalist["path"]) == root / "a/finalists/0"
     assert finalist["times"] == pytest.approx(6.81185)
     assert (finalist["accuracy_search"], finalist["accuracy"]) == (0.9, 0.975)
     assert (finalist["f_search"], finalist["f"], run["best_f"]) == (0.91, 0.9735, 0.91)
-    assert finalist["stages"][0]["stage"] == "train" and run["evaluations"] == 1
+    assert finalist["stages"][0]["stage"] == "train"
+    assert run["evaluations"] == 1
 
 
 def test_a_run_by_its_path(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("runs/b", "--format", "csv") == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert row["run"] == "b" and row["index"] == ""
+    assert row["run"] == "b"
+    assert row["index"] == ""
     assert call(str(root / "b"), "a", "--format", "markdown") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("| b |") and lines[3].startswith("| a |")
+    assert lines[2].startswith("| b |")
+    assert lines[3].startswith("| a |")
 
 
 def test_a_half_written_line_is_no_obstacle(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +105,7 @@ def test_a_damaged_journal_is_an_error(root: Path) -> None:
 
 
 def test_names_that_do_not_exist(root: Path) -> None:
-    with pytest.raises(RunError, match="No run 'c' in .*Runs there: a, b"):
+    with pytest.raises(RunError, match=r"No run 'c' in .*Runs there: a, b"):
         call("c")
     with pytest.raises(EsnacError, match="there is no folder"):
         call("--runs", "missing")

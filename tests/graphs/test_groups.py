@@ -119,7 +119,10 @@ def test_squeeze_excite_and_depthwise_share_the_trunk():
 def test_grouped_layers_give_divisors():
     groups = channel_groups(trace(Grouped(), (3, 4, 4)))
     free = ~groups.frozen
-    assert dict(zip(groups.sizes[free].tolist(), groups.divisors[free].tolist())) == {12: 12, 8: 4}
+    assert dict(zip(groups.sizes[free].tolist(), groups.divisors[free].tolist(), strict=True)) == {
+        12: 12,
+        8: 4,
+    }
 
 
 def test_input_and_output_are_frozen():

@@ -24,9 +24,11 @@ def resnet18():
     return traced("resnet18", 100)
 
 
-@pytest.mark.parametrize(("name", "removable", "pairs"), [("resnet18", 50, 463), ("resnet34", 98, 1603)])
+@pytest.mark.parametrize(
+    ("name", "removable", "pairs"), [("resnet18", 50, 463), ("resnet34", 98, 1603)]
+)
 def test_published_numbers_of_moves(name, removable, pairs):
-    """The published count of pairs includes the edges that exist, but for the two around flatten."""
+    """The published count of pairs includes existing edges, but for the two around flatten."""
     graph = traced(name, 100)
     space = Space(graph)
     assert len(space.removable) == removable
@@ -81,7 +83,9 @@ def test_multiples_and_minimum(resnet18):
 
 def test_protected_layers_keep_place_and_width(resnet18):
     space = Space(resnet18, protected=["stages.1.0.conv1"])
-    number = next(i for i, layer in enumerate(resnet18.layers) if layer.source == "stages.1.0.conv1")
+    number = next(
+        i for i, layer in enumerate(resnet18.layers) if layer.source == "stages.1.0.conv1"
+    )
     drawn = sample(space, SpaceSettings(), 30, np.random.default_rng(0))
     _, makes = space.widths(drawn.kept)
     assert not drawn.removed[:, number].any()
@@ -120,7 +124,7 @@ def test_skips_into_removed_layers_vanish(resnet18):
 @pytest.mark.parametrize("selection", ["leading", "important"])
 @pytest.mark.parametrize("name", sorted(networks.NETWORKS))
 def test_random_candidates_run_as_predicted(name, tie, selection):
-    """Every registered network: candidates realise, run forward and backward, cost what was said."""
+    """Every registered network: candidates run forward and backward and cost what was said."""
     if name in ("wrn28_10", "resnet110"):
         count = 1
     else:

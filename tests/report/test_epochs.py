@@ -19,4 +19,5 @@ def test_rewritten_in_place_on_a_terminal():
     stream.isatty = lambda: True
     with EpochProgress("teacher", 2, stream) as progress:
         progress.update(SimpleNamespace(epoch=0, accuracy=0.5))
-    assert stream.getvalue().startswith("\r") and stream.getvalue().endswith("\n")
+    assert stream.getvalue().startswith("\r")
+    assert stream.getvalue().endswith("\n")

@@ -55,7 +55,9 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress(stream=stream) as progress:
         progress.update(3, 4, 2, 0.9)
     shown = stream.getvalue()
-    assert "search: step 2" in shown and "3/4  best f 0.9000" in shown and "\x1b[" in shown
+    assert "search: step 2" in shown
+    assert "3/4  best f 0.9000" in shown
+    assert "\x1b[" in shown
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +80,18 @@ def test_stdout_stays_clean(
         progress.update(1, 2, 1, None)
         print("a result")
     captured = capsys.readouterr()
-    assert captured.out == "a result\n" and "step 1" in captured.err
+    assert captured.out == "a result\n"
+    assert "step 1" in captured.err
 
 
-def test_an_error_passes_through_and_ends_the_bar() -> None:
+def test_an_error_passes_through_and_the_cursor_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with pytest.raises(KeyboardInterrupt), Progress(stream=stream) as progress:
-        progress.update(1, 2, 1, None)
+    with pytest.raises(KeyboardInterrupt), Progress(stream=stream):
         raise KeyboardInterrupt
+    assert stream.getvalue().endswith("\n\x1b[?25h")
 
 
 @pytest.mark.parametrize(

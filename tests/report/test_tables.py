@@ -93,7 +93,8 @@ def test_text_has_the_published_columns_then_the_finalists() -> None:
     assert lines[first + 1].split() == [*cells, "70.12", "%", "75.47", "%", "0.9102", "0.9417"]
     assert lines[first + 2].split()[-6:] == ["781.00x", "50.00", "%", "-", "0.6000", "-"]
     assert len({line.index("M") for line in lines[first : first + 2]}) == 2
-    assert "seed 127" in lines[5] and "160 evaluations, 1 failed" in lines[5]
+    assert "seed 127" in lines[5]
+    assert "160 evaluations, 1 failed" in lines[5]
     assert lines[5].endswith("1 of 2 finalists trained.")
 
 
@@ -132,9 +133,12 @@ def test_csv_has_full_numbers_and_a_row_per_finalist() -> None:
     output = tables.render([SUMMARY, EMPTY], "csv")
     rows = list(csv.DictReader(io.StringIO(output)))
     assert [row["run"] for row in rows] == ["resnet34-cifar100-0"] * 2 + ["c"]
-    assert float(rows[0]["accuracy"]) == 0.7547 and float(rows[0]["times"]) == 7.4864
-    assert rows[0]["teacher_params"] == "21328292" and rows[1]["accuracy"] == ""
-    assert rows[2]["index"] == "" and rows[2]["evaluations"] == "0"
+    assert float(rows[0]["accuracy"]) == 0.7547
+    assert float(rows[0]["times"]) == 7.4864
+    assert rows[0]["teacher_params"] == "21328292"
+    assert rows[1]["accuracy"] == ""
+    assert rows[2]["index"] == ""
+    assert rows[2]["evaluations"] == "0"
 
 
 def test_json_reads_back() -> None:

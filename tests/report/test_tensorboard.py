@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from esnac.report.tensorboard import ScalarLog
 
 def done(trial: int, f: float) -> dict[str, Any]:
     figures = {"f": f, "accuracy": 0.5, "ratio": 0.875}
-    time = "2026-01-01T00:00:00.000000+00:00"
-    return {"event": "trial", "trial": trial, "state": "DONE", "time": time, **figures}
+    when = "2026-01-01T00:00:00.000000+00:00"
+    return {"event": "trial", "trial": trial, "state": "DONE", "time": when, **figures}
 
 
 def scalars(folder: Path) -> list[tuple[float, int, str, float]]:
@@ -26,7 +27,7 @@ def scalars(folder: Path) -> list[tuple[float, int, str, float]]:
     rows = []
     for file in sorted(folder.glob("events.out.tfevents.*")):
         content, at = file.read_bytes(), 0
-        while at < len(content):
+        while at + 12 <= len(content):
             (size,) = struct.unpack_from("<Q", content, at)
             event = Event.FromString(content[at + 12 : at + 12 + size])
             at += 12 + size + 4
@@ -43,7 +44,10 @@ def test_scalars_by_number_of_evaluations(tmp_path: Path) -> None:
         log.trial(done(1, 0.5))
         log.trial({"event": "trial", "trial": 0, "state": "FAILED", "reason": "?"})
         log.trial(done(2, 0.25))
-        assert len(scalars(tmp_path / "tensorboard")) == 8, "on disk before closing"
+        deadline = time.monotonic() + 20
+        while len(scalars(tmp_path / "tensorboard")) < 8:
+            assert time.monotonic() < deadline, "scalars reach the disk while the search goes on"
+            time.sleep(0.1)
     rows = scalars(tmp_path / "tensorboard")
     assert [row[1:] for row in rows if row[2] == "trial/f"] == [
         (1, "trial/f", 0.5),
@@ -64,6 +68,8 @@ def test_a_resumed_run_shows_each_evaluation_once(tmp_path: Path) -> None:
     with ScalarLog(tmp_path) as log:
         log.trial(done(0, 0.5))
         log.trial(done(1, 0.25))  # and the process died before the next was logged
+    (file,) = tmp_path.iterdir()
+    file.rename(tmp_path / "events.out.tfevents.1.host")  # file names tell whole seconds apart
     with ScalarLog(tmp_path, past=[done(0, 0.5), done(1, 0.25), done(2, 0.75)]) as log:
         log.trial(done(3, 0.125))
     values = [(step, value) for _, step, tag, value in scalars(tmp_path) if tag == "trial/f"]

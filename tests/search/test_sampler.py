@@ -14,7 +14,7 @@ def space():
 
 
 def test_rates_are_the_published_ones(space):
-    """Removal at 0.5 on average, half of the channels, 2 % of the skips minus those into removed layers."""
+    """On average half of the layers and channels, and 2 % of the skips into layers that stay."""
     drawn = sample(space, SpaceSettings(), 4000, np.random.default_rng(0))
     removed = drawn.removed[:, space.removable].mean(axis=1)
     assert removed.mean() == pytest.approx(0.5, abs=0.01)

@@ -18,13 +18,20 @@ def tiny():
         return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
 
     return nn.Sequential(
-        *block(1, 8), *block(8, 8), *block(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        *block(1, 8),
+        *block(8, 8),
+        *block(8, 8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
     )
 
 
 def searcher(seed=1, **settings):
     settings = SearchSettings(**{"steps": 4, "batch": 3, "pool": 50, **settings})
-    return Searcher(tiny(), (1, 8, 8), teacher_accuracy=0.9, settings=settings, surrogate=SMALL, seed=seed)
+    return Searcher(
+        tiny(), (1, 8, 8), teacher_accuracy=0.9, settings=settings, surrogate=SMALL, seed=seed
+    )
 
 
 def made_up(trial):
@@ -84,7 +91,9 @@ def test_failures_are_recorded_and_the_search_goes_on():
 
 def test_when_everything_fails_the_search_says_so():
     with pytest.raises(EsnacError, match="All 3 evaluations failed.*no memory"):
-        search_loop(searcher(), SerialExecutor(lambda trial: Outcome(reason="no memory")), lambda rows: None)
+        search_loop(
+            searcher(), SerialExecutor(lambda trial: Outcome(reason="no memory")), lambda rows: None
+        )
 
 
 def test_a_small_space_is_searched_to_its_end():

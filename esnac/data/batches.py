@@ -1,0 +1,64 @@
+"""Batches of normalised inputs, made on the device where the images lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from esnac.data import augment
+from esnac.data.sets import DataSet, ImageSet
+
+
+def training_batches(
+    data: DataSet,
+    batch_size: int,
+    *,
+    order_generator: torch.Generator | None,
+    augmentation_seed: int | None,
+    epoch: int,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(inputs B x C x H x W, labels B, indices B into `data.train`), each image once.
+
+    `order_generator` (CPU) shuffles; None keeps the order of the set. `augmentation_seed` None
+    leaves the images as they are. The last batch may be smaller, but a single image joins the
+    batch before: batch norm cannot train on one.
+    """
+    train = data.train
+    n, device = len(train), train.images.device
+    plan = None
+    if augmentation_seed is not None and (data.padding or data.flip):
+        plan = augment.plan(n, augmentation_seed, epoch, data.padding, data.flip).to(device)
+    shuffled = None if order_generator is None else torch.randperm(n, generator=order_generator)
+    order = (torch.arange(n) if shuffled is None else shuffled).to(device)
+    for indices in _batches(order, batch_size):
+        images = train.images.index_select(0, indices)  # 20 times faster than images[indices]
+        if plan is not None:
+            images = augment.apply(images, plan.rows(indices))
+        inputs = augment.normalise(images, data.mean, data.std, dtype, memory_format)
+        yield inputs, train.labels[indices], indices
+
+
+def evaluation_batches(
+    images: ImageSet,
+    data: DataSet,
+    batch_size: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs B x C x H x W, labels B) of `images` in order, normalised as `data` says."""
+    for part, labels in zip(
+        images.images.split(batch_size), images.labels.split(batch_size), strict=True
+    ):
+        yield augment.normalise(part, data.mean, data.std, dtype, memory_format), labels
+
+
+def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

@@ -1,0 +1,183 @@
+"""`images:PATH`: a folder, or a zip or tar archive, with one sub-folder of images per class.
+
+    PATH/cat/1.png  PATH/dog/2.png ...              20 % of each class become the test set
+    PATH/train/cat/1.png ...  PATH/test/cat/3.png   the two parts as they are
+
+Images may lie deeper inside a class. One folder around all classes is looked through. Hidden files
+and files without the suffix of an image are left out. Classes are numbered in the order of names.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from esnac.data.decode import decode
+from esnac.data.settings import DataSettings
+from esnac.data.source import Labelled, Source, require_two_of_each
+from esnac.errors import DataError
+
+# All of them are read by Pillow alone.
+SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff")
+    + (".webp",)
+)
+
+#: An image by its path inside the folder or archive: a file, or the bytes of a member.
+Files = Mapping[PurePosixPath, Path | bytes]
+
+
+def source(path: Path | None, settings: DataSettings) -> Source:
+    """The images under `path`. Raises DataError for what cannot be read or has too few images."""
+    assert path is not None
+    files = _unwrapped(_list(path))
+    train, test = _parts(path, files)
+    # A class whose folder has no readable image is still a class: it is an error, not left out.
+    classes = tuple(sorted({file.parts[0] for file in train}))
+    where = str(path)
+    labelled = _labelled(where, train, classes, settings.size)
+    require_two_of_each(where, labelled.labels, classes)
+    for file in test:
+        if file.parts[0] not in classes:
+            raise DataError(f"{where}: the class {file.parts[0]!r} is in test/ but not in train/.")
+    return Source(
+        train=labelled,
+        test=_labelled(where, test, classes, settings.size) if test else None,
+        class_names=classes,
+        padding=settings.size // 8,
+        flip=True,
+    )
+
+
+def _list(path: Path) -> Files:
+    """All files in folders, hidden ones left out."""
+    if path.is_dir():
+        files = _from_folder(path)
+    elif not path.exists():
+        raise DataError(f"There is no folder or archive {path}.")
+    else:
+        files = _from_archive(path)
+    return {
+        file: blob
+        for file, blob in files.items()
+        if not any(part.startswith(".") or part == "__MACOSX" for part in file.parts)
+    }
+
+
+def _from_folder(path: Path) -> Files:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"Cannot read {error.filename}: {error.strerror}.")
+
+    files: dict[PurePosixPath, Path | bytes] = {}
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=refuse):
+        relative = Path(folder).relative_to(path)
+        if not folders and not names:
+            files[PurePosixPath(relative.as_posix(), _EMPTY)] = b""
+        for name in names:
+            files[PurePosixPath((relative / name).as_posix())] = Path(folder, name)
+    return files
+
+
+#: Stands for the content of an empty folder, so that an empty class is seen.
+_EMPTY = "(empty)"
+
+
+def _from_archive(path: Path) -> Files:
+    """The members in memory: nothing is written to disk, so nothing can end up outside a folder.
+
+    A member that would escape (absolute, "..", a link) still marks an archive not to be trusted.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                entries = [info for info in archive.infolist() if not info.is_dir()]
+                return {_safe(path, info.filename): archive.read(info) for info in entries}
+        if tarfile.is_tarfile(path):
+            return _from_tar(path)
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+        raise DataError(f"Cannot read the archive {path}: {error}.") from None
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        raise DataError(f"The archive {path} is damaged: {error}.") from None
+    raise DataError(f"{path} is neither a folder nor a zip or tar archive.")
+
+
+def _from_tar(path: Path) -> Files:
+    files: dict[PurePosixPath, Path | bytes] = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            name = _safe(path, member.name)
+            if member.isdir():
+                continue
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is None:
+                raise DataError(
+                    f"{path}: the member {member.name!r} is a link or device, not a file."
+                )
+            files[name] = content.read()
+    return files
+
+
+def _safe(path: Path, member: str) -> PurePosixPath:
+    name = PurePosixPath(member.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or name.parts[:1] and ":" in name.parts[0]:
+        raise DataError(f"{path}: the member {member!r} would leave the archive's folder.")
+    return name
+
+
+def _unwrapped(files: Files) -> Files:
+    """Without the one folder around everything, if it holds no image itself."""
+    while len({file.parts[0] for file in files}) == 1 and all(len(f.parts) > 2 for f in files):
+        files = {PurePosixPath(*file.parts[1:]): blob for file, blob in files.items()}
+    return files
+
+
+def _parts(path: Path, files: Files) -> tuple[Files, Files]:
+    """Training and test images, the second empty if there is no such part."""
+    inside = {file: blob for file, blob in files.items() if len(file.parts) > 1}
+    tops = {file.parts[0] for file in inside}
+    split = "train" in tops and all(
+        len(file.parts) > 2 or not _is_image(file) for file in inside if file.parts[0] == "train"
+    )
+    if not split:
+        return inside, {}
+    if tops - {"train", "test"}:
+        others = ", ".join(sorted(tops - {"train", "test"}))
+        raise DataError(f"{path} has train/ and also {others}; expected only train/ and test/.")
+    train = {
+        PurePosixPath(*f.parts[1:]): blob for f, blob in inside.items() if f.parts[0] == "train"
+    }
+    test = {PurePosixPath(*f.parts[1:]): blob for f, blob in inside.items() if f.parts[0] == "test"}
+    if "test" in tops and not any(_is_image(file) for file in test):
+        raise DataError(f"{path}: test/ has no image.")
+    return _in_classes(train), _in_classes(test)
+
+
+def _in_classes(files: Files) -> Files:
+    return {file: blob for file, blob in files.items() if len(file.parts) > 1}
+
+
+def _is_image(file: PurePosixPath) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
+def _labelled(where: str, files: Files, classes: tuple[str, ...], size: int) -> Labelled:
+    images = sorted(file for file in files if _is_image(file))
+    number = {name: index for index, name in enumerate(classes)}
+    labels = torch.tensor([number[file.parts[0]] for file in images], dtype=torch.int64)
+
+    def read(indices: torch.Tensor) -> torch.Tensor:
+        chosen = [images[index] for index in indices.tolist()]
+        blobs = [files[file] for file in chosen]
+        names = [
+            str(blob) if isinstance(blob, Path) else f"{file} in {where}"
+            for file, blob in zip(chosen, blobs, strict=True)
+        ]
+        return decode(blobs, names, size)
+
+    return Labelled(labels, read)

@@ -1,0 +1,50 @@
+"""Fixtures for all rooms. One thread, because results are compared bit for bit between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """A test that calls the command line with --threads leaves no trace in the next."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """$ESNAC_TEST_DEVICE, or the processor."""
+    device = torch.device(os.environ.get("ESNAC_TEST_DEVICE", "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.fail(f"ESNAC_TEST_DEVICE={device}, but PyTorch sees no such device.")
+    return device
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Real data sets: $ESNAC_DATA, or shared/data beside the checkout; else a skip."""
+    named = os.environ.get("ESNAC_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if named and not folder.is_dir():
+        pytest.fail(f"ESNAC_DATA={named} is not a folder.")
+    if not folder.is_dir():
+        pytest.skip("no real data: set ESNAC_DATA to a folder with cifar10/ and cifar100/")
+    return folder.resolve()
