@@ -19,7 +19,7 @@ from esnac import networks, search_spaces, teachers
 from esnac.data import DataSet
 from esnac.data.vision import torchvision
 from esnac.distillation.targets import TeacherTargets
-from esnac.errors import EsnacError, RunError, WeightsError
+from esnac.errors import EsnacError, RunError, TrainingError, WeightsError
 from esnac.executors import SerialExecutor
 from esnac.graphs import student as students
 from esnac.graphs.arch_graph import ArchGraph
@@ -87,9 +87,9 @@ class SearchResult:
     summary: RunSummary
 
     def best_student(self) -> nn.Module:
-        """The finalist with the largest f, loaded."""
+        """The finalist that is best on the validation images, loaded."""
         best = self.summary.best_finalist()
-        if best is None:
+        if best is None or best.path is None:
             raise EsnacError(f"{self.path} has no finalist yet.")
         return students.load(self.path / best.path)
 
@@ -317,7 +317,7 @@ def _measured(module: nn.Module, data: DataSet, device: torch.device) -> Teacher
     """A user's trained module as a teacher, on a copy."""
     graph = trace(module, data.input_shape)
     state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
-    weights = teacher_weights(graph, state)
+    weights = teacher_weights(graph, state, ignore_unused=True)
     network = StudentNetwork(graph, weights).to(device).eval()
     teacher = Teacher(
         network,
@@ -435,6 +435,7 @@ def _finish(
         chosen = [[trial.number for trial in searcher.best(settings.finish.finalists)]]
         run.append("finalists", trials=chosen[0])
     ready = {event["index"] for event in events if event["event"] == "stage"}
+    failures: list[str] = []
     stage = FullTraining(settings.finish.training, settings.finish.from_scratch)
     for index, number in enumerate(chosen[-1]):
         if index in ready:
@@ -443,7 +444,14 @@ def _finish(
         title = f"finalist {index + 1} of {len(chosen[-1])}"
         with EpochProgress(title, settings.finish.training.epochs) as progress:
             context = StageContext(data, targets, device, settings.seed, index, progress.update)
-            result = stage.run(run.trial_folder(number), target, context)
+            try:
+                result = stage.run(run.trial_folder(number), target, context)
+            except TrainingError as error:  # the other finalists may still do well
+                run.append(
+                    "failure", index=index, trial=number, stage=stage.name, reason=str(error)
+                )
+                failures.append(f"finalist {index} (trial {number}): {error}")
+                continue
         ratio = compression(result.params, searcher.teacher_cost.params)
         row = result.to_plain() | {
             "path": target.relative_to(run.path).as_posix(),
@@ -453,5 +461,7 @@ def _finish(
             "f": reward(ratio, result.accuracy, teacher.accuracy),
         }
         run.append("stage", **row)
+    if failures:
+        raise TrainingError(f"{run.path}: full training failed for {'; '.join(failures)}")
     if not any(event["event"] == "end" for event in events):
         run.append("end")

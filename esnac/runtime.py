@@ -38,7 +38,10 @@ class Numerics:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; EsnacError if none."""
+    """The device of "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises EsnacError for another name or a device that is absent.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, separator, number = name.partition(":")
@@ -88,9 +91,10 @@ def resolve_precision(
     | ResNet-18 / 4 (58)   | 32x32 |  199 |  234 |  22 |
     | ResNet-18 / 4        | 8x8   | 2009 | 2440 | 188 |
 
-    With 2 threads: ResNet-20 at 32x32 293 / 388 / 28, ResNet-18 27 / 35 / 2, ResNet-18 / 4
-    311 / 366 / 29 (the other pairs were disturbed by other work and are left out). So channels-last
-    is never slower, and bfloat16 without hardware for it is 8 to 17 times slower.
+    With 2 threads: ResNet-20 293 / 388 / 28 at 32x32 and 3302 / 4163 / 436 at 8x8, ResNet-18
+    27 / 35 / 2 at 32x32, ResNet-18 / 4 311 / 366 / 29 and 3147 / 3877 / 400; the other cells were
+    disturbed by other work and are left out. So channels-last is never slower, and bfloat16 without
+    hardware for it is 8 to 17 times slower.
     """
     if wanted not in get_args(WantedPrecision):
         known = ", ".join(get_args(WantedPrecision))

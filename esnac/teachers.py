@@ -27,7 +27,7 @@ WEIGHTS = "weights.safetensors"
 
 #: Training settings by data set, for teachers without a recipe of their own.
 _RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 60, "batch_size": 64, "learning_rate": 0.1},
+    "digits": {"epochs": 40, "batch_size": 64, "learning_rate": 0.1},
     "cifar10": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2},
     "cifar100": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2},
     "": {"epochs": 30, "batch_size": 64, "learning_rate": 0.05},

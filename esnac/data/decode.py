@@ -52,7 +52,10 @@ def decode(blobs: Sequence[bytes | Path | None], names: Sequence[str], size: int
 def _mean_bytes(blobs: Sequence[bytes | Path | None]) -> float:
     """Of a hundred of them, spread over all."""
     some = [blob for blob in blobs[:: max(1, len(blobs) // 100)] if blob is not None]
-    sizes = [len(blob) if isinstance(blob, bytes) else blob.stat().st_size for blob in some]
+    sizes = [
+        len(blob) if isinstance(blob, bytes) else blob.stat().st_size if blob.is_file() else 0
+        for blob in some
+    ]
     return sum(sizes) / max(1, len(sizes))
 
 

@@ -20,10 +20,9 @@ def source(root: Path | None, settings: DataSettings) -> Source:
     bunch = load_digits()
     levels = torch.from_numpy(bunch.images)  # 1797 x 8 x 8, float64, whole numbers 0..16
     images = (levels * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
     return Source(
-        train=Labelled(
-            torch.from_numpy(bunch.target).long(), lambda indices: images.index_select(0, indices)
-        ),
+        train=Labelled(labels, lambda indices: images.index_select(0, indices)),
         test=None,
         class_names=tuple(map(str, range(10))),
         padding=1,

@@ -3,8 +3,9 @@
     PATH/cat/1.png  PATH/dog/2.png ...              20 % of each class become the test set
     PATH/train/cat/1.png ...  PATH/test/cat/3.png   the two parts as they are
 
-Images may lie deeper inside a class. One folder around all classes is looked through. Hidden files
-and files without the suffix of an image are left out. Classes are numbered in the order of names.
+Images may lie deeper inside a class. One folder around all classes is looked through. Hidden files,
+files in no class and files without the suffix of an image are left out. Classes are numbered in the
+order of their names.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def _from_archive(path: Path) -> Files:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                entries = [info for info in archive.infolist() if not info.is_dir()]
-                return {_safe(path, info.filename): archive.read(info) for info in entries}
+                members = [(_safe(path, info.filename), info) for info in archive.infolist()]
+                return {name: archive.read(info) for name, info in members if _is_image(name)}
         if tarfile.is_tarfile(path):
             return _from_tar(path)
     except (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
@@ -112,54 +113,59 @@ def _from_tar(path: Path) -> Files:
     with tarfile.open(path) as archive:
         for member in archive:
             name = _safe(path, member.name)
-            if member.isdir():
-                continue
-            content = archive.extractfile(member) if member.isfile() else None
-            if content is None:
-                raise DataError(
-                    f"{path}: the member {member.name!r} is a link or device, not a file."
-                )
-            files[name] = content.read()
+            if not (member.isfile() or member.isdir()):
+                raise DataError(f"{path}: the member {member.name!r} is a link or device.")
+            content = archive.extractfile(member) if _is_image(name) else None
+            if content is not None:
+                files[name] = content.read()
     return files
 
 
 def _safe(path: Path, member: str) -> PurePosixPath:
     name = PurePosixPath(member.replace("\\", "/"))
-    if name.is_absolute() or ".." in name.parts or name.parts[:1] and ":" in name.parts[0]:
+    if name.is_absolute() or ".." in name.parts or member[1:2] == ":":
         raise DataError(f"{path}: the member {member!r} would leave the archive's folder.")
     return name
 
 
 def _unwrapped(files: Files) -> Files:
     """Without the one folder around everything, if it holds no image itself."""
-    while len({file.parts[0] for file in files}) == 1 and all(len(f.parts) > 2 for f in files):
-        files = {PurePosixPath(*file.parts[1:]): blob for file, blob in files.items()}
+    while len({file.parts[0] for file in _in_folders(files)}) == 1 and not any(
+        _is_image(file) and len(file.parts) < 3 for file in files
+    ):
+        files = _inside(files, None)
     return files
 
 
 def _parts(path: Path, files: Files) -> tuple[Files, Files]:
     """Training and test images, the second empty if there is no such part."""
-    inside = {file: blob for file, blob in files.items() if len(file.parts) > 1}
-    tops = {file.parts[0] for file in inside}
-    split = "train" in tops and all(
-        len(file.parts) > 2 or not _is_image(file) for file in inside if file.parts[0] == "train"
-    )
-    if not split:
-        return inside, {}
+    files = _in_folders(files)
+    # A folder train/ with images and no folders is a class of that name.
+    if not any(
+        _is_image(file) and len(file.parts) > 2 and file.parts[0] == "train" for file in files
+    ):
+        return files, {}
+    tops = {file.parts[0] for file in files}
     if tops - {"train", "test"}:
         others = ", ".join(sorted(tops - {"train", "test"}))
         raise DataError(f"{path} has train/ and also {others}; expected only train/ and test/.")
-    train = {
-        PurePosixPath(*f.parts[1:]): blob for f, blob in inside.items() if f.parts[0] == "train"
-    }
-    test = {PurePosixPath(*f.parts[1:]): blob for f, blob in inside.items() if f.parts[0] == "test"}
+    test = _in_folders(_inside(files, "test"))
     if "test" in tops and not any(_is_image(file) for file in test):
-        raise DataError(f"{path}: test/ has no image.")
-    return _in_classes(train), _in_classes(test)
+        raise DataError(f"{path}: test/ has no image in a folder of its class.")
+    return _in_folders(_inside(files, "train")), test
 
 
-def _in_classes(files: Files) -> Files:
+def _in_folders(files: Files) -> Files:
     return {file: blob for file, blob in files.items() if len(file.parts) > 1}
+
+
+def _inside(files: Files, folder: str | None) -> Files:
+    """By their paths inside `folder`, or inside any folder."""
+    return {
+        PurePosixPath(*file.parts[1:]): blob
+        for file, blob in _in_folders(files).items()
+        if folder in (None, file.parts[0])
+    }
 
 
 def _is_image(file: PurePosixPath) -> bool:

@@ -129,9 +129,9 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
-        mean = (share.double() * values).sum()
-        variance = (share.double() * (values - mean).square()).sum()
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        variance = (share * (values - mean).square()).sum()
         means.append(mean.item())
         stds.append(max(variance.sqrt().item(), 1 / 255))
     return tuple(means), tuple(stds)

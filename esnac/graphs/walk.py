@@ -46,7 +46,7 @@ class Walk:
                 args.insert(0, kwargs.pop("input"))
             apply = self._module if node.op == "call_module" else self._call
             layers.seen[node], in_place = apply(node, args, kwargs)
-            if in_place:
+            if in_place and isinstance(args[0], Value):
                 self._overwrite(args[0], layers.seen[node])
 
     def _finish(self, value: Any) -> None:
@@ -105,7 +105,7 @@ class Walk:
         kind, attributes = translate.from_module(module, args[0].shape)
         return layers.emit(node, kind, attributes, args[:1]), in_place
 
-    def _overwrite(self, old: Any, new: Any) -> None:
+    def _overwrite(self, old: Value, new: Any) -> None:
         """After an operation in place: who reads the old tensor later, reads the new one."""
         for node, value in self.layers.seen.items():
             if value == old:

@@ -66,10 +66,12 @@ def restore(searcher: Searcher, events: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["state"] == "PROPOSED":
             end = ends.get(row["trial"])
-            outcome = end and Outcome(
-                accuracy=end.get("accuracy"), reason=end.get("reason"), seconds=end["seconds"]
-            )
+            outcome = None if end is None else _outcome(end)
             searcher.restore(Trial.from_plain(row), outcome)
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    return Outcome(row.get("accuracy"), row.get("reason"), row["seconds"])
 
 
 def _evaluate(

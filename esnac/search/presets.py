@@ -35,10 +35,12 @@ def _quick(train_images: int) -> dict[str, Any]:
         "finish": {
             "finalists": 2,
             "training": {
-                "epochs": _epochs(train_images, images=150_000, least=8, most=100),
-                "learning_rate": 0.1,
+                "epochs": _epochs(train_images, images=80_000, least=8, most=100),
+                "learning_rate": 0.05,
+                "clip_norm": 2.0,
                 "nesterov": True,
                 "schedule": "one_cycle",
+                "milestones": [],
                 "distillation": "soft_targets",
             },
         },

@@ -1,0 +1,1 @@
+"""A student learns from a teacher: losses, and the teacher's targets."""

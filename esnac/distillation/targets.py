@@ -1,0 +1,91 @@
+"""The teacher's logits, computed once per epoch of augmentation and shared by all trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from esnac.data.batches import evaluation_batches, training_batches
+from esnac.data.sets import DataSet, ImageSet
+from esnac.runtime import evaluating, mean_width, resolve_precision
+
+#: Where fewer epochs than this would fit in memory as float32, they are stored as float16.
+FEW_EPOCHS = 32
+
+
+class TeacherTargets:
+    """`epoch(e)`: logits of all training images under the augmentation of (`seed`, e).
+
+    `teacher` and `data` lie on `device`; the teacher is not changed, and must not be while this
+    is in use. Epochs are stored on the device until `max_bytes` are taken; later ones are computed
+    each time. Numerics follow `resolve_precision("auto")`.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        data: DataSet,
+        seed: int,
+        device: torch.device,
+        max_bytes: int = 2**31,
+        batch_size: int = 500,
+    ) -> None:
+        self.seed = seed
+        self._teacher, self._data, self._device = teacher, data, device
+        self._max_bytes, self._batch_size = max_bytes, batch_size
+        self._numerics = resolve_precision(
+            "auto", device, mean_width(teacher, data.input_shape, device)
+        )
+        self._stored: dict[int, Tensor] = {}
+
+    def epoch(self, epoch: int) -> Tensor:
+        """N x classes logits in the order of `data.train`: float32, or float16 (FEW_EPOCHS)."""
+        if not (self._data.padding or self._data.flip):
+            epoch = 0  # nothing is augmented: all epochs are the same
+        if epoch not in self._stored:
+            logits = self._compact(self._run(self._augmented(epoch), len(self._data.train)))
+            if self.stored_bytes + _bytes(logits) > self._max_bytes:
+                return logits
+            self._stored[epoch] = logits
+        return self._stored[epoch]
+
+    def logits(self, images: ImageSet) -> Tensor:
+        """N x classes logits (float32) of `images` as they are."""
+        batches = evaluation_batches(
+            images, self._data, self._batch_size, memory_format=self._numerics.memory_format
+        )
+        return self._run((inputs for inputs, _ in batches), len(images))
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(map(_bytes, self._stored.values()))
+
+    def _augmented(self, epoch: int) -> Iterable[Tensor]:
+        batches = training_batches(
+            self._data,
+            self._batch_size,
+            order_generator=None,
+            augmentation_seed=self.seed,
+            epoch=epoch,
+            memory_format=self._numerics.memory_format,
+        )
+        return (inputs for inputs, _, _ in batches)
+
+    @torch.no_grad()
+    def _run(self, batches: Iterable[Tensor], count: int) -> Tensor:
+        logits = torch.empty(count, self._data.num_classes, device=self._device)
+        done = 0
+        with evaluating(self._teacher), self._numerics.autocast(self._device):
+            for inputs in batches:
+                logits[done : done + len(inputs)] = self._teacher(inputs)
+                done += len(inputs)
+        return logits
+
+    def _compact(self, logits: Tensor) -> Tensor:
+        return logits.half() if FEW_EPOCHS * _bytes(logits) > self._max_bytes else logits
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,7 @@
+"""The one training loop for teachers, trials and full training."""
+
+from esnac.training.evaluate import accuracy, logits
+from esnac.training.loop import EpochRecord, TrainingResult, fit
+from esnac.training.settings import TrainingSettings
+
+__all__ = ["EpochRecord", "TrainingResult", "TrainingSettings", "accuracy", "fit", "logits"]

@@ -1,0 +1,43 @@
+"""Logits and accuracy on a set, in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from esnac.data.batches import evaluation_batches
+from esnac.data.sets import DataSet, ImageSet
+from esnac.errors import DataError
+from esnac.runtime import evaluating
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int = 250) -> float:
+    """Fraction in [0, 1] of `images` whose largest logit is that of the label.
+
+    `model` and `images` lie on the same device; `data` says how to normalise. Float32 whatever the
+    training used: the figure of a trained student is that of its file. Raises DataError when there
+    are no images.
+    """
+    _require_images(images, data)
+    right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    with evaluating(model):
+        for inputs, labels in evaluation_batches(
+            images, data, batch_size, memory_format=torch.channels_last
+        ):
+            right += (model(inputs).argmax(dim=1) == labels).sum()
+    return right.item() / len(images)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int = 250) -> Tensor:
+    """N x classes logits (float32) of `images` in order, as `accuracy` sees them."""
+    _require_images(images, data)
+    with evaluating(model):
+        batches = evaluation_batches(images, data, batch_size, memory_format=torch.channels_last)
+        return torch.cat([model(inputs).float() for inputs, _ in batches])
+
+
+def _require_images(images: ImageSet, data: DataSet) -> None:
+    if not len(images):
+        raise DataError(f"{data.name}: no images to evaluate on. Ask for a larger split.")

@@ -1,0 +1,267 @@
+"""The training loop: batches made on the device, best weights kept, resumable after every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from esnac.data.batches import training_batches
+from esnac.data.sets import DataSet
+from esnac.errors import DataError, TrainingError
+from esnac.runtime import (
+    Numerics,
+    derive_seed,
+    mean_width,
+    resolve_precision,
+    seeded,
+    torch_generator,
+)
+from esnac.settings import to_plain
+from esnac.training import checkpoints
+from esnac.training.checkpoints import Checkpoint
+from esnac.training.evaluate import accuracy
+from esnac.training.schedules import learning_rate
+from esnac.training.settings import TrainingSettings
+
+#: loss(logits B x classes float32, labels B, targets B x classes or None) -> scalar
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+#: Steps between two looks at the loss; on a GPU each look waits for the work queued before it.
+CHECK_EVERY = {"cpu": 1, "cuda": 50}
+
+
+class Targets(Protocol):
+    """Gives the teacher's N x classes logits for the training images, augmented as in `epoch`."""
+
+    def epoch(self, epoch: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """`epoch` from 0; mean training `loss`; validation `accuracy` in [0, 1]; `learning_rate` of its
+    last step; `seconds` of all of it; `images_per_s` of its training steps alone."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """`accuracy` (validation) and `epoch` are those of the kept weights; `seconds` and `images` of
+    all epochs, those before a resume included."""
+
+    accuracy: float
+    epoch: int
+    history: list[EpochRecord]
+    seconds: float
+    images: int
+
+
+def fit(
+    model: nn.Module,
+    data: DataSet,
+    settings: TrainingSettings,
+    *,
+    loss: Loss,
+    seed: int,
+    augmentation_seed: int,
+    targets: Targets | None = None,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> TrainingResult:
+    """Trains `model` in place and leaves it in eval mode with the kept weights.
+
+    `model` and `data` lie on `device`. A function of weights, data, settings and the two seeds:
+    order of the batches and dropout of epoch e depend on (seed, e), augmentation on
+    (augmentation_seed, e); torch's global generators are left as they were. `targets` (made with
+    the same `augmentation_seed`) are used if the settings distil. With `checkpoint` (a folder)
+    every epoch is saved, and a matching one there is continued; the result is then that of a
+    training without interruption. Raises TrainingError when the loss is not finite (the weights
+    are then spoilt) or targets are missing, DataError without images to train or validate on.
+    """
+    _check(data, settings, targets, augmentation_seed)
+    width = mean_width(model, data.input_shape, device) if settings.precision == "auto" else 0.0
+    numerics = resolve_precision(settings.precision, device, width)
+    model.to(memory_format=numerics.memory_format)  # type: ignore[call-overload]
+    optimizer = make_optimizer(model, settings)
+    run = _Run(model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer)
+    fingerprint = _fingerprint(run)
+    state = checkpoints.load(checkpoint, fingerprint) if checkpoint is not None else None
+    state = state or Checkpoint(fingerprint, 0, {}, {}, None, -1, -1.0, [])
+    if state.next_epoch:
+        model.load_state_dict(state.model)
+        optimizer.load_state_dict(state.optimizer)
+    for epoch in range(state.next_epoch, settings.epochs):
+        record = _epoch(run, epoch, targets if settings.distills else None)
+        state = _advance(state, run, record)
+        if checkpoint is not None:
+            checkpoints.save(checkpoint, state)
+        if on_epoch is not None:
+            on_epoch(record)
+    if state.best is not None:
+        model.load_state_dict(state.best)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.eval()
+    history = [EpochRecord(**record) for record in state.history]
+    return TrainingResult(
+        accuracy=state.best_accuracy,
+        epoch=state.best_epoch,
+        history=history,
+        seconds=sum(record.seconds for record in history),
+        images=len(history) * len(data.train),
+    )
+
+
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """SGD or Adam (L2 penalty, not AdamW, as published) over all parameters that are trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    spared = [p for p in trained if settings.no_decay_norm and p.dim() < 2]
+    decayed = [p for p in trained if not (settings.no_decay_norm and p.dim() < 2)]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": settings.weight_decay}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=settings.learning_rate)
+    return torch.optim.SGD(
+        groups,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same in all epochs."""
+
+    model: nn.Module
+    data: DataSet
+    settings: TrainingSettings
+    loss: Loss
+    seed: int
+    augmentation_seed: int
+    device: torch.device
+    numerics: Numerics
+    optimizer: torch.optim.Optimizer
+
+
+def _epoch(run: _Run, epoch: int, targets: Targets | None) -> EpochRecord:
+    start = time.perf_counter()
+    wanted = None if targets is None else targets.epoch(epoch)
+    trained = time.perf_counter()
+    with seeded(derive_seed(run.seed, "noise", epoch), run.device):
+        mean_loss, rate = _train(run, epoch, wanted)
+    speed = len(run.data.train) / (time.perf_counter() - trained)
+    correct = accuracy(run.model, run.data.validation, run.data)
+    seconds = time.perf_counter() - start
+    return EpochRecord(epoch, mean_loss, correct, rate, seconds, speed)
+
+
+def _train(run: _Run, epoch: int, targets: Tensor | None) -> tuple[float, float]:
+    """One pass over the training images: mean loss, and learning rate of the last step."""
+    settings, count = run.settings, len(run.data.train)
+    steps_per_epoch = math.ceil(count / settings.batch_size)
+    look = CHECK_EVERY.get(run.device.type, 1)
+    total = torch.zeros((), device=run.device)
+    rate = settings.learning_rate
+    run.model.train()
+    batches = training_batches(
+        run.data,
+        settings.batch_size,
+        order_generator=torch_generator(run.seed, "order", epoch),
+        augmentation_seed=run.augmentation_seed,
+        epoch=epoch,
+        memory_format=run.numerics.memory_format,
+    )
+    for step, (inputs, labels, indices) in enumerate(batches):
+        rate = learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
+        wanted = None if targets is None else targets[indices].float()
+        total += _step(run, inputs, labels, wanted, rate) * len(labels)
+        if step % look == 0:
+            _require_finite(total, epoch, step)
+    _require_finite(total, epoch, steps_per_epoch - 1)
+    return total.item() / count, rate
+
+
+def _step(run: _Run, inputs: Tensor, labels: Tensor, targets: Tensor | None, rate: float) -> Tensor:
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    with run.numerics.autocast(run.device):
+        logits = run.model(inputs)
+    value = run.loss(logits.float(), labels, targets)
+    run.optimizer.zero_grad()
+    value.backward()
+    if run.settings.clip_norm is not None:
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
+    run.optimizer.step()
+    return value.detach()
+
+
+def _require_finite(total: Tensor, epoch: int, step: int) -> None:
+    if not math.isfinite(total.item()):
+        raise TrainingError(
+            f"The loss is not finite in epoch {epoch}, at or before step {step}. "
+            "Lower the learning rate, or set clip_norm."
+        )
+
+
+def _advance(state: Checkpoint, run: _Run, record: EpochRecord) -> Checkpoint:
+    """The state after one more epoch. The kept weights are a copy: the model goes on training."""
+    # Without a checkpoint these are views of the live tensors and never read; with one they are
+    # written to disk before the next step.
+    after = dataclasses.replace(
+        state,
+        next_epoch=record.epoch + 1,
+        model=run.model.state_dict(),
+        optimizer=run.optimizer.state_dict(),
+        history=[*state.history, dataclasses.asdict(record)],
+    )
+    if run.settings.select == "last":
+        return dataclasses.replace(after, best_epoch=record.epoch, best_accuracy=record.accuracy)
+    if record.accuracy <= state.best_accuracy:
+        return after
+    best = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+    return dataclasses.replace(
+        after, best=best, best_epoch=record.epoch, best_accuracy=record.accuracy
+    )
+
+
+def _check(
+    data: DataSet, settings: TrainingSettings, targets: Targets | None, augmentation_seed: int
+) -> None:
+    if len(data.train) < 2:
+        raise DataError(f"{data.name}: {len(data.train)} training images, at least 2 are needed.")
+    if not len(data.validation):
+        raise DataError(f"{data.name}: no validation images to judge the training by.")
+    if not settings.distills:
+        return
+    if targets is None:
+        raise TrainingError(f"distillation {settings.distillation!r} needs the teacher's targets.")
+    if getattr(targets, "seed", augmentation_seed) != augmentation_seed:
+        raise TrainingError("The teacher's targets were made for another augmentation seed.")
+
+
+def _fingerprint(run: _Run) -> str:
+    state = run.model.state_dict()
+    return json.dumps(
+        {
+            "settings": to_plain(run.settings),
+            "seeds": [run.seed, run.augmentation_seed],
+            "data": [run.data.name, len(run.data.train), len(run.data.validation)],
+            "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+        }
+    )
