@@ -91,7 +91,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one batch, 3 rounds: under a minute")
-    parser.add_argument("--threads", type=int, default=2, help="threads of both (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of both (default 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
     parser.add_argument("--images", type=int, help="training images per round")
     parser.add_argument("--rounds", type=int, help="turns of each side")

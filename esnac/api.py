@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class Teacher:
     weights: Mapping[str, Tensor]
     accuracy: float
     validation_accuracy: float
+    #: The user's file it came from, if it did.
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def prepare_teacher(
     module = _new_network(settings, data)
     if weights is not None:
         teachers.load_weights(weights, module)
-        return _measured(module, data, device)
+        return replace(_measured(module, data, device), file=weights.absolute())
     plain = to_plain(settings.data)
     name = teachers.folder_name(settings.network, settings.dataset, plain)
     folder = teachers.find(folders.teachers, name)
@@ -178,6 +180,7 @@ def start(
     where = resolve_device(device)
     with _opened(choices, folders, suffix, resume) as (run, settings):
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
+        weights = weights or _recorded_file(run)
         teacher = prepare_teacher(settings, data, folders, where, weights)
         _run(run, settings, data, teacher, where)
         return run.path
@@ -195,7 +198,9 @@ def finish(
                 f"{path} has no finished evaluation yet. Resume its search first: --resume."
             )
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
+        weights = weights or _recorded_file(run)
         teacher = prepare_teacher(settings, data, folders, where, weights)
+        _refuse_other_teacher(run, teacher)
         targets = _targets(teacher, settings, data, where)
         searcher = _searcher(teacher, settings)
         restore(searcher, run.events())
@@ -351,7 +356,9 @@ def _run(
     events = run.events()
     searcher = _searcher(teacher, settings)
     restore(searcher, events)
-    if not events:
+    if events:
+        _refuse_other_teacher(run, teacher)
+    else:
         _record_start(run, settings, teacher)
     targets = _targets(teacher, settings, data, device)
     if not any(event["event"] == "finalists" for event in events):
@@ -406,9 +413,31 @@ def _record_start(run: Run, settings: RunSettings, teacher: Teacher) -> None:
                 "validation_accuracy": teacher.validation_accuracy,
                 "params": spent.params,
                 "macs": spent.macs,
+                "file": None if teacher.file is None else str(teacher.file),
             },
         ]
     )
+
+
+def _recorded_teacher(run: Run) -> dict[str, Any]:
+    return next((event for event in run.events() if event["event"] == "teacher"), {})
+
+
+def _recorded_file(run: Run) -> Path | None:
+    """The weights that the run was started with, if a user named them."""
+    file = _recorded_teacher(run).get("file")
+    return None if file is None else Path(file)
+
+
+def _refuse_other_teacher(run: Run, teacher: Teacher) -> None:
+    before = _recorded_teacher(run)
+    now = cost(teacher.graph).params, teacher.validation_accuracy
+    if (before["params"], before["validation_accuracy"]) != now:
+        raise RunError(
+            f"{run.path} was started with another teacher: {before['params']:,} parameters and "
+            f"{100 * before['validation_accuracy']:.2f} % on the validation images, against "
+            f"{now[0]:,} and {100 * now[1]:.2f} % now. Pass the same --teachers or --teacher."
+        )
 
 
 def _targets(
