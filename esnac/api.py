@@ -142,10 +142,11 @@ def prepare_teacher(
                 "or pass --teacher FILE."
             )
     graph = trace(module, data.input_shape)
+    inherited = teacher_weights(graph, module.cpu().state_dict())
     return Teacher(
         module.to(device),
         graph,
-        teacher_weights(graph, module.state_dict()),
+        inherited,
         card.accuracy,
         card.validation_accuracy,
     )
@@ -321,6 +322,10 @@ def _pairs(different: Mapping[str, tuple[Any, Any]]) -> str:
 def _measured(module: nn.Module, data: DataSet, device: torch.device) -> Teacher:
     """A user's trained module as a teacher, on a copy."""
     graph = trace(module, data.input_shape)
+    if graph.num_classes != data.num_classes:
+        raise EsnacError(
+            f"The network has {graph.num_classes} outputs, {data.name} {data.num_classes} classes."
+        )
     state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
     weights = teacher_weights(graph, state, ignore_unused=True)
     network = StudentNetwork(graph, weights).to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from esnac.errors import EsnacError, RunError
 from esnac.search import evaluation
 from esnac.settings import to_plain
 
+DEVICE = os.environ.get("ESNAC_TEST_DEVICE", "cpu")
 SMALL = [
     "data.limit=300", "teacher.epochs=6", "search.steps=2", "search.batch=3", "search.pool=40",
     "surrogate.hidden=8", "surrogate.steps=5", "evaluation.epochs=3", "finish.training.epochs=4",
@@ -52,7 +54,7 @@ def events(path: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from start to end."""
-    return api.start(choices(), folders(tmp_path_factory.mktemp("whole")), device="cpu")
+    return api.start(choices(), folders(tmp_path_factory.mktemp("whole")), device=DEVICE)
 
 
 def test_a_run_leaves_journal_students_scalars_and_a_teacher(finished: Path) -> None:
@@ -74,8 +76,8 @@ def test_a_student_reloads_elsewhere_with_the_accuracy_of_the_table(finished: Pa
 import sys, torch, esnac
 from esnac import data
 from esnac.training import accuracy
-student = esnac.load_student({str(finished / stage["path"])!r})
-digits = data.load("digits", None, data.DataSettings())
+student = esnac.load_student({str(finished / stage["path"])!r}).to({DEVICE!r})
+digits = data.load("digits", None, data.DataSettings()).to({DEVICE!r})
 print(repr(accuracy(student, digits.test, digits)))
 assert "esnac.networks" not in sys.modules
 assert "pickle" not in open(esnac.graphs.student.__file__).read()
@@ -89,35 +91,35 @@ def test_the_teacher_is_trained_once(finished: Path) -> None:
     root = finished.parent.parent
     card = root / "teachers" / "resnet20-digits-limit300" / "card.json"
     before = card.stat().st_mtime_ns
-    api.start(choices("search.steps=1"), folders(root), suffix="again", device="cpu")
+    api.start(choices("search.steps=1"), folders(root), suffix="again", device=DEVICE)
     assert card.stat().st_mtime_ns == before
 
 
 def test_an_ended_run_resumes_to_nothing_new(finished: Path) -> None:
     before = events(finished)
-    api.start(choices(), folders(finished.parent.parent), device="cpu", resume=True)
+    api.start(choices(), folders(finished.parent.parent), device=DEVICE, resume=True)
     assert events(finished) == before
 
 
 def test_resume_with_other_settings_is_refused(finished: Path) -> None:
     with pytest.raises(RunError, match="search.steps 2 there, 3 here"):
         api.start(
-            choices("search.steps=3"), folders(finished.parent.parent), device="cpu", resume=True
+            choices("search.steps=3"), folders(finished.parent.parent), device=DEVICE, resume=True
         )
 
 
 def test_finish_ends_a_search_where_it_stands(finished: Path, tmp_path: Path) -> None:
     place = folders(tmp_path)
-    path = api.start(choices(), place, device="cpu")
+    path = api.start(choices(), place, device=DEVICE)
     journal = path / "journal.jsonl"
     rows = journal.read_text().splitlines(keepends=True)
     done = [i for i, row in enumerate(rows) if '"DONE"' in row]
     journal.write_text("".join(rows[: done[2] + 1]))  # three evaluations are left
     journal.write_text("".join(rows[:2]))
     with pytest.raises(RunError, match="no finished evaluation"):
-        api.finish(path, place, device="cpu")
+        api.finish(path, place, device=DEVICE)
     journal.write_text("".join(rows[: done[2] + 1]))
-    api.finish(path, place, device="cpu")
+    api.finish(path, place, device=DEVICE)
     stages = [event for event in events(path) if event["event"] == "stage"]
     assert len(stages) == 2
     assert {stage["trial"] for stage in stages} <= {0, 1, 2}
@@ -138,7 +140,7 @@ def test_a_failing_trial_does_not_end_the_search(
         )
 
     monkeypatch.setattr(evaluation, "fit", sometimes)
-    path = api.start(choices(), folders(tmp_path), device="cpu")
+    path = api.start(choices(), folders(tmp_path), device=DEVICE)
     failed = [e for e in events(path) if e.get("state") == "FAILED"]
     assert [event["trial"] for event in failed] == [1, 3, 5]
     assert "not finite" in failed[0]["reason"]
@@ -159,14 +161,14 @@ def test_run_search_on_a_module_and_tensors_of_the_user(tmp_path: Path) -> None:
         "evaluation": {"epochs": 1},
         "finish": {"finalists": 1, "training": {"epochs": 2}},
     }
-    result = esnac.run_search(model, own, settings, runs=tmp_path, device="cpu")
+    result = esnac.run_search(model, own, settings, runs=tmp_path, device=DEVICE)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert result.summary.best_finalist() is not None
     assert result.best_student()(images[:3]).shape == (3, 2)
     with pytest.raises(RunError, match="resume"):
-        esnac.run_search(model, own, settings, runs=tmp_path, device="cpu")
-    again = esnac.run_search(model, own, settings, runs=tmp_path, device="cpu", resume=True)
+        esnac.run_search(model, own, settings, runs=tmp_path, device=DEVICE)
+    again = esnac.run_search(model, own, settings, runs=tmp_path, device=DEVICE, resume=True)
     assert again.path == result.path
 
 
@@ -200,11 +202,17 @@ def test_the_paper_preset_is_the_published_budget(tmp_path: Path) -> None:
     assert settings.surrogate.layers == 4
 
 
-def test_an_untrained_model_is_noticed() -> None:
+def two_classes() -> data.DataSet:
     images = torch.zeros(40, 1, 8, 8)
-    own = data.from_tensors((images, torch.arange(40) % 2), (images, torch.arange(40) % 2))
-    model = Tiny(num_classes=2)
-    with torch.no_grad():
-        model.head.bias.copy_(torch.tensor([float("nan")] * 2))
+    return data.from_tensors((images, torch.arange(40) % 2), (images, torch.arange(40) % 2))
+
+
+def test_a_model_that_knows_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "accuracy", lambda *_: 0.0)
     with pytest.raises(EsnacError, match="trained"):
-        api._measured(model, own, torch.device("cpu"))
+        api._measured(Tiny(num_classes=2), two_classes(), torch.device("cpu"))
+
+
+def test_a_model_for_other_classes_is_noticed() -> None:
+    with pytest.raises(EsnacError, match="7 outputs.*2 classes"):
+        api._measured(Tiny(num_classes=7), two_classes(), torch.device("cpu"))

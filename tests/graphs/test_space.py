@@ -123,7 +123,7 @@ def test_skips_into_removed_layers_vanish(resnet18):
 @pytest.mark.parametrize("tie", ["count", "dependency"])
 @pytest.mark.parametrize("selection", ["leading", "important"])
 @pytest.mark.parametrize("name", sorted(networks.NETWORKS))
-def test_random_candidates_run_as_predicted(name, tie, selection):
+def test_random_candidates_run_as_predicted(name, tie, selection, device):
     """Every registered network: candidates run forward and backward and cost what was said."""
     if name in ("wrn28_10", "resnet110"):
         count = 1
@@ -143,4 +143,4 @@ def test_random_candidates_run_as_predicted(name, tie, selection):
         assert sum(p.numel() for p in built.parameters()) == params[row] == cost(student).params
         assert cost(student).macs == macs[row]
         assert np.array_equal(encode(student), rows[row])
-        built.train()(torch.randn(2, 3, 16, 16)).sum().backward()
+        built.to(device).train()(torch.randn(2, 3, 16, 16, device=device)).sum().backward()
