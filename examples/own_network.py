@@ -2,7 +2,7 @@
 
     python examples/own_network.py
 
-Trains a small network on scikit-learn's digits, lets esnac search students of it, and uses the best.
+Trains a small network on scikit-learn's digits, lets esnac search its students, uses the best.
 About a minute on two cores.
 """
 
