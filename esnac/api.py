@@ -19,7 +19,7 @@ from esnac import networks, search_spaces, teachers
 from esnac.data import DataSet
 from esnac.data.vision import torchvision
 from esnac.distillation.targets import TeacherTargets
-from esnac.errors import EsnacError, RunError, TrainingError, WeightsError
+from esnac.errors import EsnacError, RunError, SettingsError, TrainingError, WeightsError
 from esnac.executors import SerialExecutor
 from esnac.graphs import student as students
 from esnac.graphs.arch_graph import ArchGraph
@@ -40,7 +40,7 @@ from esnac.search.searcher import Searcher
 from esnac.search.settings import RunSettings
 from esnac.settings import build, load_toml, merge, parse_assignments, to_plain
 from esnac.stages._base import StageContext
-from esnac.stages.full_training import FullTraining
+from esnac.stages.full_training import FullTraining, clean
 from esnac.stages.teacher import TeacherJob, train_teacher, versions
 from esnac.training import accuracy
 
@@ -97,23 +97,56 @@ class SearchResult:
 
 
 def resolve_settings(choices: Choices, folders: Folders) -> RunSettings:
-    """Defaults < preset < search space and recipe < file < assignments, checked.
+    """Defaults < preset < search space and recipe < file < assignments < flags, checked.
 
     The preset follows the size of the training split; names and keys are checked before the data.
     """
     family = networks.family(choices.network)
+    explicit = _explicit(choices)
     named: dict[str, Any] = {"network": choices.network, "dataset": choices.dataset}
-    named |= {} if choices.seed is None else {"seed": choices.seed}
-    named |= {"preset": choices.preset or "quick"}
+    if choices.seed is not None:
+        named["seed"] = choices.seed
+    named["preset"] = choices.preset or explicit.get("preset", "quick")
     layers = [
-        {"teacher": teachers.recipe(folders.teachers, choices.network, choices.dataset)},
-        {"space": search_spaces.load(folders.search_spaces, choices.network, family)},
-        _explicit(choices),
-        named,
+        (
+            f"The recipe of {choices.network} on {choices.dataset}",
+            {"teacher": teachers.recipe(folders.teachers, choices.network, choices.dataset)},
+        ),
+        (
+            f"The search space of {choices.network}",
+            {"space": search_spaces.load(folders.search_spaces, choices.network, family)},
+        ),
+        (_source(choices), explicit),
     ]
-    checked = build(RunSettings, merge(preset(named["preset"], 50_000), *layers))
+    checked = _built(preset(named["preset"], 50_000), layers, named)
     images = data_room.count_training_images(checked.dataset, folders.data, checked.data)
-    return build(RunSettings, merge(preset(named["preset"], images), *layers))
+    return _built(preset(named["preset"], images), layers, named)
+
+
+def _built(
+    start: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]], named: dict[str, Any]
+) -> RunSettings:
+    """Settings from layers, each checked on those before, so that errors name their source."""
+    plain = merge(start, named)
+    settings = build(RunSettings, plain)
+    for where, layer in layers:
+        plain = merge(plain, layer, named)
+        settings = build(RunSettings, plain, where=where)
+    return settings
+
+
+def _explicit(choices: Choices) -> dict[str, Any]:
+    """What the user set by file and assignments."""
+    file = load_toml(choices.file) if choices.file else {}
+    explicit = merge(file, parse_assignments(list(choices.assignments)))
+    for key in ("network", "dataset"):
+        if explicit.get(key, getattr(choices, key)) != getattr(choices, key):
+            raise SettingsError(f"The {key} is chosen by --{key}, not by a setting.")
+    return explicit
+
+
+def _source(choices: Choices) -> str:
+    return f"{choices.file} and --set" if choices.file else "--set"
 
 
 def prepare_teacher(
@@ -122,34 +155,91 @@ def prepare_teacher(
     folders: Folders,
     device: torch.device,
     weights: Path | None = None,
+    *,
+    recipe_set: bool = False,
+    may_train: bool = True,
 ) -> Teacher:
-    """The teacher: a user's `weights`, one found in the folders, or one trained by its recipe."""
+    """The teacher: a user's `weights`, one found in the folders, or one trained by its recipe.
+
+    `recipe_set`: the user set the recipe, so one that was trained by another is refused.
+    """
     module = _new_network(settings, data)
+    _check_outputs(trace(module, data.input_shape), data)
     if weights is not None:
         teachers.load_weights(weights, module)
         return replace(_measured(module, data, device), file=weights.absolute())
     plain = to_plain(settings.data)
     name = teachers.folder_name(settings.network, settings.dataset, plain)
     folder = teachers.find(folders.teachers, name)
-    if folder is None:
+    if folder is not None:
+        card = teachers.load(folder, module)
+        _check_card(card, folder, settings, recipe_set)
+    elif may_train:
         card = _train_teacher(settings, module, data, folders.new_teachers / name, device)
     else:
-        card = teachers.load(folder, module)
-        if card.data != plain:
-            raise WeightsError(
-                f"The teacher in {folder} was trained on other data settings "
-                f"({_differences(card.data, plain)}). Train one for these with --teachers DIR, "
-                "or pass --teacher FILE."
-            )
+        looked = ", ".join(map(str, folders.teachers)) or "no folder"
+        raise WeightsError(
+            f"The run's teacher {name} is gone (looked in {looked}): use --teachers."
+        )
+    return _teacher(module, data, device, card.accuracy, card.validation_accuracy)
+
+
+def _teacher(
+    module: nn.Module, data: DataSet, device: torch.device, test: float, validation: float
+) -> Teacher:
+    """`module` (not changed) as a network of this package with its measured accuracies."""
     graph = trace(module, data.input_shape)
-    inherited = teacher_weights(graph, module.cpu().state_dict())
-    return Teacher(
-        module.to(device),
-        graph,
-        inherited,
-        card.accuracy,
-        card.validation_accuracy,
-    )
+    state = {key: _as_float(value.detach().cpu()) for key, value in module.state_dict().items()}
+    weights = teacher_weights(graph, state, ignore_unused=True)
+    network = StudentNetwork(graph, weights).to(device).eval()
+    if min(test, validation) == 0:
+        raise EsnacError(
+            "The teacher is right on no image of the validation or test split: "
+            "is it trained, and for this data?"
+        )
+    return Teacher(network, graph, weights, test, validation)
+
+
+def _measured(module: nn.Module, data: DataSet, device: torch.device) -> Teacher:
+    """A user's trained module as a teacher."""
+    graph = trace(module, data.input_shape)
+    _check_outputs(graph, data)
+    state = {key: _as_float(value.detach().cpu()) for key, value in module.state_dict().items()}
+    weights = teacher_weights(graph, state, ignore_unused=True)
+    network = StudentNetwork(graph, weights).to(device).eval()
+    test, validation = (accuracy(network, part, data) for part in (data.test, data.validation))
+    return _teacher(module, data, device, test, validation)
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _check_outputs(graph: ArchGraph, data: DataSet) -> None:
+    shape = graph.layers[-1].out_shape
+    if shape != (data.num_classes,):
+        size = " x ".join(map(str, shape))
+        raise EsnacError(
+            f"The network has {size} outputs, the data set {data.name} {data.num_classes} classes."
+        )
+
+
+def _check_card(card: teachers.Card, folder: Path, settings: RunSettings, recipe_set: bool) -> None:
+    """Raises WeightsError unless the teacher found is the one that the settings describe."""
+    found: dict[str, Any] = {"network": card.network, "dataset": card.dataset, "data": card.data}
+    wanted: dict[str, Any] = {
+        "network": settings.network,
+        "dataset": settings.dataset,
+        "data": to_plain(settings.data),
+    }
+    if recipe_set:
+        found["teacher"], wanted["teacher"] = card.recipe, to_plain(settings.teacher)
+    different = compare(found, wanted)
+    if different:
+        raise WeightsError(
+            f"The teacher in {folder} is another one ({_pairs(different)}). Replace it by "
+            "`esnac teacher --force` with these settings, or name another place: --teachers."
+        )
 
 
 def make_teacher(
@@ -181,8 +271,15 @@ def start(
     where = resolve_device(device)
     with _opened(choices, folders, suffix, resume) as (run, settings):
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
-        weights = weights or _recorded_file(run)
-        teacher = prepare_teacher(settings, data, folders, where, weights)
+        teacher = prepare_teacher(
+            settings,
+            data,
+            folders,
+            where,
+            weights or _recorded_file(run),
+            recipe_set="teacher" in _explicit(choices),
+            may_train=not _recorded_teacher(run),
+        )
         _run(run, settings, data, teacher, where)
         return run.path
 
@@ -199,8 +296,14 @@ def finish(
                 f"{path} has no finished evaluation yet. Resume its search first: --resume."
             )
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
-        weights = weights or _recorded_file(run)
-        teacher = prepare_teacher(settings, data, folders, where, weights)
+        if settings.network not in networks.NETWORKS and ":" not in settings.network:
+            raise RunError(
+                f"{path} compresses a module of Python code. Finish it there: "
+                "esnac.run_search(..., resume=True)."
+            )
+        teacher = prepare_teacher(
+            settings, data, folders, where, weights or _recorded_file(run), may_train=False
+        )
         _refuse_other_teacher(run, teacher)
         targets = _targets(teacher, settings, data, where)
         searcher = _searcher(teacher, settings)
@@ -228,16 +331,25 @@ def run_search(
     where = resolve_device(device)
     if not isinstance(settings, RunSettings):
         own = dict(settings or {})
+        for key in ("data", "teacher"):
+            if key in own:
+                raise SettingsError(
+                    f"run_search gets its data and teacher as they are: no {key!r}."
+                )
         names = {"network": type(model).__name__, "dataset": data.name, "preset": "quick"}
         own = merge(names, own)
         settings = build(RunSettings, merge(preset(own["preset"], len(data.train)), own))
     root = Path(runs).absolute()
     name = name or run_name(settings.network, settings.dataset, str(settings.seed))
+    if Path(name).name != name:
+        raise RunError(f"A run's name is a single folder name; got {name!r}.")
+    if not resume:
+        Run.check_new(root, name)
     data = data.to(where)
+    teacher = _measured(model, data, where)
     opened = Run.resume(root, name) if resume else Run.create(root, name, to_plain(settings))
     with opened as run:
         _refuse_other(run, to_plain(settings))
-        teacher = _measured(model, data, where)
         _run(run, settings, data, teacher, where)
         return SearchResult(run.path, summarise(run.events(), run.path.name, run.path))
 
@@ -267,8 +379,9 @@ def _opened(
 
     A new run that fails before its first journal line leaves no folder behind.
     """
-    default_suffix = str(choices.seed if choices.seed is not None else RunSettings.seed)
-    name = run_name(choices.network, choices.dataset, suffix or default_suffix)
+    seed = choices.seed if choices.seed is not None else _explicit(choices).get("seed")
+    suffix = suffix or str(RunSettings.seed if seed is None else seed)
+    name = run_name(choices.network, choices.dataset, suffix)
     if resume:
         run = Run.resume(folders.runs, name)
         with run:
@@ -280,7 +393,7 @@ def _opened(
     with run:
         try:
             yield run, settings
-        except EsnacError:
+        except Exception:
             if not run.events():
                 run.discard()
             raise
@@ -297,11 +410,6 @@ def _resumed_settings(run: Run, choices: Choices) -> RunSettings:
     return settings
 
 
-def _explicit(choices: Choices) -> dict[str, Any]:
-    file = load_toml(choices.file) if choices.file else {}
-    return merge(file, parse_assignments(list(choices.assignments)))
-
-
 def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
     different = compare(run.settings, wanted)
     if different:
@@ -311,36 +419,8 @@ def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
         )
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    return _pairs(compare(old, new))
-
-
 def _pairs(different: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} {old} there, {new} here" for key, (old, new) in different.items())
-
-
-def _measured(module: nn.Module, data: DataSet, device: torch.device) -> Teacher:
-    """A user's trained module as a teacher, on a copy."""
-    graph = trace(module, data.input_shape)
-    if graph.num_classes != data.num_classes:
-        raise EsnacError(
-            f"The network has {graph.num_classes} outputs, {data.name} {data.num_classes} classes."
-        )
-    state = {key: value.detach().cpu() for key, value in module.state_dict().items()}
-    weights = teacher_weights(graph, state, ignore_unused=True)
-    network = StudentNetwork(graph, weights).to(device).eval()
-    teacher = Teacher(
-        network,
-        graph,
-        weights,
-        accuracy(network, data.test, data),
-        accuracy(network, data.validation, data),
-    )
-    if teacher.validation_accuracy == 0:
-        raise EsnacError(
-            "The network is right on no validation image: is it trained, and for this data?"
-        )
-    return teacher
 
 
 def _searcher(teacher: Teacher, settings: RunSettings) -> Searcher:
@@ -361,10 +441,8 @@ def _run(
     events = run.events()
     searcher = _searcher(teacher, settings)
     restore(searcher, events)
-    if events:
-        _refuse_other_teacher(run, teacher)
-    else:
-        _record_start(run, settings, teacher)
+    _record_start(run, settings, teacher)
+    _refuse_other_teacher(run, teacher)
     targets = _targets(teacher, settings, data, device)
     if not any(event["event"] == "finalists" for event in events):
         evaluator = Evaluator(
@@ -396,32 +474,37 @@ def _run(
                     searcher.f(best[0]) if best else None,
                 )
 
-            search_loop(searcher, SerialExecutor(evaluator), record, progress)
+            executor = SerialExecutor(evaluator)
+            try:
+                search_loop(searcher, executor, record, progress)
+            finally:
+                executor.close()
     _finish(run, settings, data, teacher, targets, searcher, device)
 
 
 def _record_start(run: Run, settings: RunSettings, teacher: Teacher) -> None:
+    """The journal's first lines, unless they are there."""
     spent = cost(teacher.graph)
-    run.append_many(
-        [
-            {
-                "event": "run",
-                "network": settings.network,
-                "dataset": settings.dataset,
-                "seed": settings.seed,
-                "engine": settings.search.engine,
-                "versions": versions(),
-            },
-            {
-                "event": "teacher",
-                "accuracy": teacher.accuracy,
-                "validation_accuracy": teacher.validation_accuracy,
-                "params": spent.params,
-                "macs": spent.macs,
-                "file": None if teacher.file is None else str(teacher.file),
-            },
-        ]
-    )
+    rows: list[dict[str, Any]] = [
+        {
+            "event": "run",
+            "network": settings.network,
+            "dataset": settings.dataset,
+            "seed": settings.seed,
+            "engine": settings.search.engine,
+            "versions": versions(),
+        },
+        {
+            "event": "teacher",
+            "accuracy": teacher.accuracy,
+            "validation_accuracy": teacher.validation_accuracy,
+            "params": spent.params,
+            "macs": spent.macs,
+            "file": None if teacher.file is None else str(teacher.file),
+        },
+    ]
+    there = {event["event"] for event in run.events()}
+    run.append_many([row for row in rows if row["event"] not in there])
 
 
 def _recorded_teacher(run: Run) -> dict[str, Any]:
@@ -450,7 +533,7 @@ def _targets(
 ) -> TeacherTargets:
     """The teacher's answers, shared by all trials and finalists."""
     seed = derive_seed(settings.seed, "augmentation")
-    return TeacherTargets(teacher.module, data, seed, device)
+    return TeacherTargets(teacher.module, data, seed, device, settings.evaluation.precision)
 
 
 def _finish(
@@ -472,9 +555,10 @@ def _finish(
     failures: list[str] = []
     stage = FullTraining(settings.finish.training, settings.finish.from_scratch)
     for index, number in enumerate(chosen[-1]):
-        if index in ready:
-            continue
         target = run.finalist_folder(index)
+        if index in ready:
+            clean(target)
+            continue
         title = f"finalist {index + 1} of {len(chosen[-1])}"
         with EpochProgress(title, settings.finish.training.epochs) as progress:
             context = StageContext(data, targets, device, settings.seed, index, progress.update)
@@ -495,6 +579,7 @@ def _finish(
             "f": reward(ratio, result.accuracy, teacher.accuracy),
         }
         run.append("stage", **row)
+        clean(target)
     if failures:
         raise TrainingError(f"{run.path}: full training failed for {'; '.join(failures)}")
     if not any(event["event"] == "end" for event in events):

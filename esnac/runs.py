@@ -2,7 +2,8 @@
 
 The journal is the truth. Each line is a JSON object with `time` (ISO 8601, UTC) and `event`; it is
 appended in one write, flushed and fsynced, by the one process that holds the run's lock. Resuming
-is replaying. A half-written last line is ignored, and cut off when the run is opened for writing.
+is replaying. A last line without its newline that does not read is ignored, and cut off when the
+run is opened for writing; any other line that does not read, or lacks keys, is an error.
 """
 
 from __future__ import annotations
@@ -29,6 +30,22 @@ LOCK = ".lock"
 
 #: States of a trial: the first opens it, one of the others closes it.
 PROPOSED, DONE, FAILED = "PROPOSED", "DONE", "FAILED"
+
+#: Keys without which a line cannot be replayed or reported. Events not named here need none.
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "run": ("network", "dataset", "seed", "engine", "versions"),
+    "teacher": ("accuracy", "validation_accuracy", "params", "macs"),
+    "trial": ("trial", "state"),
+    f"trial {PROPOSED}": ("step", "moves", "params", "macs", "ratio"),
+    f"trial {DONE}": ("accuracy", "params", "macs", "ratio", "f", "seconds"),
+    f"trial {FAILED}": ("reason", "seconds"),
+    "finalists": ("trials",),
+    "stage": (
+        *("index", "trial", "stage", "accuracy", "validation_accuracy", "f"),
+        *("params", "macs", "ratio", "path", "seconds"),
+    ),
+    "failure": ("index", "trial", "stage", "reason"),
+}
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -225,13 +242,16 @@ class Run:
         """Add several lines (each with `event`) in one write and one fsync.
 
         A crash in between leaves the first few of them whole. Raises RunError, with the journal
-        unchanged, when it cannot be written or a trial would go through states out of order.
+        unchanged, when it cannot be written, an event lacks keys or a trial would go through states
+        out of order.
         """
         if self._journal is None:
             raise RunError(f"The run {self.path} is not open for writing.")
         states, lines = dict(self._states), []
         for event in events:
             _advance(states, event, "New line")
+            if missing := _missing(event):
+                raise RunError(f"New line: {_kind(event)!r} lacks {missing}.")
             line = {"time": datetime.now(UTC).isoformat(timespec="microseconds"), **event}
             lines.append(json.dumps(line, default=_default, allow_nan=False) + "\n")
         if lines:
@@ -318,7 +338,7 @@ def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
         try:
             event = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
-            if number == len(lines):  # half-written when the process or the machine died
+            if not line.endswith(b"\n"):  # half-written when the process or the machine died
                 break
             raise _damaged(path, number, "is not JSON") from None
         if not isinstance(event, dict):
@@ -326,9 +346,21 @@ def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
         if not isinstance(event.get("event"), str):
             raise _damaged(path, number, "has no 'event'")
         _advance(states, event, f"{path}, line {number}")
+        if missing := _missing(event):
+            raise _damaged(path, number, f"({_kind(event)}) lacks {missing}")
         events.append(event)
         good += len(line)
     return events, good, not events or content[good - 1 : good] == b"\n"
+
+
+def _kind(event: Mapping[str, Any]) -> str:
+    return f"trial {event['state']}" if event["event"] == "trial" else str(event["event"])
+
+
+def _missing(event: Mapping[str, Any]) -> str:
+    """The keys that a line of its kind needs and this one lacks, for people; "" when it is whole."""
+    needed = dict.fromkeys((*_KEYS.get(event["event"], ()), *_KEYS.get(_kind(event), ())))
+    return ", ".join(repr(key) for key in needed if key not in event)
 
 
 def _advance(states: dict[int, str], event: Mapping[str, Any], where: str) -> None:

@@ -60,12 +60,18 @@ class Card:
 
 
 def folder_name(network: str, dataset: str, data: Mapping[str, Any]) -> str:
-    """`<network>-<dataset>`; a subset of the data (`limit`) or another split gets a suffix."""
+    """`<network>-<dataset>`, then what of the data settings is not the default.
+
+    A data set with a path gets the path's hash, for paths may look alike as file names.
+    """
+    from esnac.data import DataSettings
+
     name = f"{file_name(network)}-{file_name(dataset)}"
-    if data.get("limit") is not None:
-        name += f"-limit{data['limit']}"
-    if data.get("split_seed", 127) != 127:
-        name += f"-split{data['split_seed']}"
+    if ":" in dataset:
+        name += "-" + hashlib.sha256(dataset.encode()).hexdigest()[:8]
+    for key, default in asdict(DataSettings()).items():
+        if data.get(key, default) != default:
+            name += f"-{key}{data[key]}"
     return name
 
 

@@ -102,6 +102,8 @@ def test_folder_names_tell_subsets_apart():
     name = teachers.folder_name
     assert name("resnet20", "cifar10", {"limit": None, "split_seed": 127}) == "resnet20-cifar10"
     assert name("resnet20", "cifar10", {"limit": 500}) == "resnet20-cifar10-limit500"
+    assert name("resnet20", "digits", {"padding": 0}) == "resnet20-digits-padding0"
+    assert name("n", "images:/a/b", {}) != name("n", "images:/a_b", {})
     assert "/" not in name("pkg.mod:net", "images:/some/path", {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ def folders(args: argparse.Namespace) -> Folders:
         runs=paths.runs_folder(flags.get("runs")),
         new_teachers=paths.teachers_folder(flags.get("teachers")),
         teachers=paths.teachers_folders(flags.get("teachers")),
-        search_spaces=paths.search_spaces_folder(flags.get("search_spaces")),
+        search_spaces=paths.search_spaces_folder(flags.get("search_spaces"))
+        if "search_spaces" in flags
+        else None,
         data=paths.data_folder(flags.get("data")),
     )
 
@@ -95,12 +98,18 @@ def choices(args: argparse.Namespace) -> Choices:
     flags = vars(args)
     return Choices(
         network=args.network,
-        dataset=args.dataset,
+        dataset=_absolute(args.dataset),
         seed=args.seed,
         preset=flags.get("preset"),
         file=flags.get("settings"),
         assignments=args.assignments,
     )
+
+
+def _absolute(dataset: str) -> str:
+    """`images:PATH` with an absolute path: a run may be resumed from another folder."""
+    kind, colon, path = dataset.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else dataset
 
 
 def set_threads(args: argparse.Namespace) -> None:

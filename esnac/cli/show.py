@@ -68,6 +68,8 @@ def _run_text(opened: Run, summary: RunSummary) -> str:
     if best:
         table = tables.columns(tables.TRIAL_HEADER, tables.trial_rows(best))
         parts.append(f"best trials (validation)\n{table}")
+    if summary.failures:
+        parts.append("\n".join(map(tables.failed, summary.failures)))
     return "\n\n".join(parts)
 
 
@@ -114,6 +116,7 @@ def _trial_text(summary: RunSummary, number: int, events: list[dict[str, Any]]) 
         if finalist.trial == number:
             lines += [f"finalist {finalist.index}"]
             lines += [f"  {stage.get('stage')}: {_stage_text(stage)}" for stage in finalist.stages]
+    lines += [tables.failed(failure) for failure in summary.failures if failure.trial == number]
     return "\n".join(lines)
 
 
@@ -144,15 +147,10 @@ def _architecture(opened: Run, summary: RunSummary, number: int | None) -> Path:
 
 def _draw(architecture: Path, file: Path) -> None:
     from esnac.errors import RunError
+    from esnac.graphs import draw
     from esnac.graphs.arch_graph import ArchGraph
     from esnac.runs import write_text
 
-    try:
-        from esnac.graphs import draw
-    except ImportError:
-        raise RunError(
-            "This installation of esnac cannot draw: esnac.graphs.draw is missing."
-        ) from None
     try:
         content = architecture.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,24 @@ from esnac.graphs.arch_graph import ArchGraph
 COUNTER = "num_batches_tracked"
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What a network expects of its inputs, and the names of what it tells apart.
+
+    `mean` and `std` have one value per channel, in units of the full range (0..255 -> 0..1).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 images (n x C x H x W) as the network's inputs, float32: (x / 255 - mean) / std."""
+        shape = (1, -1, 1, 1)
+        mean, std = (images.new_tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
+        return (images.float() / 255 - mean.view(shape)) / std.view(shape)
+
+
 class StudentNetwork(nn.Module):
     """Runs an ArchGraph: n x C x H x W images to n x num_classes logits.
 
@@ -23,11 +42,16 @@ class StudentNetwork(nn.Module):
     With `weights` (for every tensor; copied, never shared) nothing is drawn at random and the
     network takes their dtype and device; without, torch's initialisation applies. Raises
     WeightsError when the weights do not fit, EsnacError for a graph that cannot be built.
+
+    `preparation` says how to make inputs of images, where that is known.
     """
+
+    preparation: Preparation | None
 
     def __init__(self, graph: ArchGraph, weights: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.graph = graph
+        self.preparation = None
         self._plan = _plan(graph)
         for layer in graph.layers:
             if not layer.name.isidentifier() or hasattr(self, layer.name):
@@ -72,7 +96,7 @@ def _plan(graph: ArchGraph) -> list[tuple[str, tuple[int, ...], bool, tuple[int,
 
 def is_free_name(name: str) -> bool:
     """Whether a layer may have this name, that is, nn.Module has no attribute of this name."""
-    return name not in ("graph", "_plan") and not hasattr(_PLAIN, name)
+    return name not in ("graph", "preparation", "_plan") and not hasattr(_PLAIN, name)
 
 
 _PLAIN = nn.Module()

@@ -6,9 +6,11 @@ Needs neither pickle nor the class of the network it was made from.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import safetensors
@@ -16,10 +18,12 @@ import safetensors.torch
 
 from esnac.errors import EsnacError, WeightsError
 from esnac.graphs.arch_graph import ArchGraph
-from esnac.graphs.network import StudentNetwork
+from esnac.graphs.network import Preparation, StudentNetwork
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "weights.safetensors"
+#: Key of the weights file's metadata under which the network's `Preparation` lies as JSON.
+PREPARATION = "preparation"
 
 
 def save(folder: str | Path, network: StudentNetwork) -> None:
@@ -32,11 +36,13 @@ def save(folder: str | Path, network: StudentNetwork) -> None:
     weights = {
         key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
     }
+    known = network.preparation
+    about = None if known is None else {PREPARATION: json.dumps(asdict(known))}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = network.graph.to_json()
         _replace(folder / ARCHITECTURE, lambda path: path.write_text(text, encoding="utf-8"))
-        _replace(folder / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path))
+        _replace(folder / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path, about))
     except (OSError, safetensors.SafetensorError) as error:
         raise EsnacError(f"Cannot write a student to {folder} ({_line(error)}).") from None
 
@@ -52,6 +58,8 @@ def load(folder: str | Path) -> StudentNetwork:
     path = folder / WEIGHTS
     try:
         weights = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
     except FileNotFoundError:
         raise WeightsError(
             f"No student weights at {path}. Copy the whole student folder or train it again."
@@ -62,7 +70,7 @@ def load(folder: str | Path) -> StudentNetwork:
             "Copy the student folder again or train it again."
         ) from None
     try:
-        return StudentNetwork(graph, weights).eval()
+        network = StudentNetwork(graph, weights).eval()
     except WeightsError as error:
         raise WeightsError(
             f"{path} does not fit {folder / ARCHITECTURE}: {_line(error)} "
@@ -70,6 +78,18 @@ def load(folder: str | Path) -> StudentNetwork:
         ) from None
     except EsnacError as error:
         raise EsnacError(f"{folder / ARCHITECTURE}: {_line(error)}") from None
+    network.preparation = _preparation(about, path)
+    return network
+
+
+def _preparation(about: Mapping[str, str], path: Path) -> Preparation | None:
+    if PREPARATION not in about:
+        return None
+    try:
+        plain = json.loads(about[PREPARATION])
+        return Preparation(**{key: tuple(values) for key, values in plain.items()})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: its note on inputs is damaged ({_line(error)}).") from None
 
 
 def _read_architecture(path: Path) -> ArchGraph:

@@ -65,6 +65,16 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A finalist's stage that failed and has not succeeded since."""
+
+    index: int
+    trial: int
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """`evaluations` counts the trials that are DONE; `best_f` is the largest f among them."""
 
@@ -79,11 +89,15 @@ class RunSummary:
     finalists: list[Finalist]
     trials: list[Trial]
     ended: bool
+    failures: list[Failure] = field(default_factory=list)
 
     def to_plain(self) -> dict[str, Any]:
-        """The object of `stat --format json`: the fields above without `trials` and `ended`."""
+        """The object of `stat --format json`: what a program compares.
+
+        That is the fields above without `trials`, `ended` and `failures`.
+        """
         plain = asdict(self)
-        del plain["trials"], plain["ended"]
+        del plain["trials"], plain["ended"], plain["failures"]
         return plain
 
     def count(self, state: str) -> int:
@@ -129,6 +143,7 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
         finalists=_finalists(events, {t.trial: t for t in trials}, teacher, folder),
         trials=trials,
         ended=bool(events) and events[-1]["event"] == "end",
+        failures=_failures(events),
     )
 
 
@@ -165,9 +180,8 @@ def _finalists(
     events: list[Event], trials: Mapping[int, Trial], teacher: TeacherFigures, folder: Path | None
 ) -> list[Finalist]:
     """One for each trial of the last `finalists` event, with the stages that belong to it."""
-    last = next((event for event in reversed(events) if event["event"] == "finalists"), {})
     rows = []
-    for index, number in enumerate(last.get("trials", ())):
+    for index, number in enumerate(_chosen(events)):
         stages = [
             _stage(event, folder)
             for event in events
@@ -195,6 +209,26 @@ def _finalists(
             )
         )
     return rows
+
+
+def _chosen(events: list[Event]) -> list[int]:
+    """The trials of the last `finalists` event."""
+    last = next((event for event in reversed(events) if event["event"] == "finalists"), {})
+    return list(last.get("trials", ()))
+
+
+def _failures(events: list[Event]) -> list[Failure]:
+    """The last failure of each stage of a chosen finalist, unless the stage succeeded later."""
+    chosen = dict(enumerate(_chosen(events)))
+    found: dict[tuple[int, str], Failure] = {}
+    for event in events:
+        if event["event"] not in ("stage", "failure"):
+            continue
+        index, trial, stage = event["index"], event["trial"], event["stage"]
+        found.pop((index, stage), None)
+        if event["event"] == "failure" and chosen.get(index) == trial:
+            found[index, stage] = Failure(index, trial, stage, event["reason"])
+    return sorted(found.values(), key=lambda failure: failure.index)
 
 
 def _stage(event: Event, folder: Path | None) -> dict[str, Any]:

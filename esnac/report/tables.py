@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from esnac.report.summary import Finalist, RunSummary, Trial
+from esnac.report.summary import Failure, Finalist, RunSummary, Trial
 
 Rows = Sequence[Sequence[str]]
 Renderer = Callable[[Sequence[str], Rows], str]
@@ -148,7 +148,14 @@ def _document(summaries: Sequence[RunSummary], table: Renderer, heading: str) ->
         parts.append(status(summary))
         if summary.finalists:
             parts.append(table(FINALIST_HEADER, [_finalist_row(row) for row in summary.finalists]))
+        parts += map(failed, summary.failures)
     return "\n\n".join(parts)
+
+
+def failed(failure: Failure) -> str:
+    """`Finalist 0 (trial 12) failed in train: loss is not finite`, always one line."""
+    reason = " ".join(failure.reason.split())
+    return f"Finalist {failure.index} (trial {failure.trial}) failed in {failure.stage}: {reason}"
 
 
 def status(summary: RunSummary) -> str:
@@ -175,10 +182,12 @@ def _identity(summary: RunSummary) -> list[tuple[str, object]]:
 
 def _stand(summary: RunSummary) -> str:
     finished = sum(bool(finalist.stages) for finalist in summary.finalists)
+    lost = len({failure.index for failure in summary.failures})
     if not summary.finalists:
         return "ended without finalists" if summary.ended else "no finalists yet"
     if finished < len(summary.finalists):
-        return f"{finished} of {len(summary.finalists)} finalists trained"
+        trained = f"{finished} of {len(summary.finalists)} finalists trained"
+        return f"{trained}, {lost} failed" if lost else trained
     return f"{finished} finalists" if summary.ended else f"{finished} finalists, not ended"
 
 

@@ -15,11 +15,16 @@ from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
 from esnac.graphs import student as students
 from esnac.graphs.inherit import Selection, inherit
-from esnac.graphs.network import StudentNetwork
+from esnac.graphs.network import Preparation, StudentNetwork
 from esnac.graphs.space import Space
 from esnac.runtime import derive_seed
 from esnac.search.trial import Outcome, Trial
-from esnac.training import TrainingSettings, fit
+from esnac.training import TrainingSettings, accuracy, fit
+
+#: Errors after which a GPU is of no use to this process; they are no fault of the student.
+BROKEN_DEVICE: tuple[type[BaseException], ...] = tuple(
+    error for error in [getattr(torch, "AcceleratorError", None)] if error is not None
+)
 
 
 @dataclass(frozen=True)
@@ -41,20 +46,30 @@ class Evaluator:
     folder: Callable[[int], Path]
 
     def __call__(self, trial: Trial) -> Outcome:
-        """The validation accuracy of the trained student; whatever goes wrong is a failure."""
+        """The validation accuracy of the saved student, or why its training failed.
+
+        Faults of the disk or the device are raised: they would fail every later trial as well.
+        """
         start = time.perf_counter()
         try:
-            accuracy = self._train(trial)
+            network = self._train(trial)
+        except BROKEN_DEVICE:
+            raise
         except Exception as error:  # one bad student must not end the search
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return Outcome(reason=reason, seconds=time.perf_counter() - start)
-        return Outcome(accuracy=accuracy, seconds=time.perf_counter() - start)
+        folder = self.folder(trial.number)
+        students.save(folder, network)
+        saved = students.load(folder).to(self.device)
+        found = accuracy(saved, self.data.validation, self.data)
+        return Outcome(accuracy=found, seconds=time.perf_counter() - start)
 
-    def _train(self, trial: Trial) -> float:
+    def _train(self, trial: Trial) -> StudentNetwork:
         graph = self.space.apply(trial.moves)
         state = inherit(self.space, graph, trial.moves, self.weights, self.selection)
         network = StudentNetwork(graph, state).to(self.device)
-        result = fit(
+        network.preparation = preparation(self.data)
+        fit(
             network,
             self.data,
             self.training,
@@ -64,5 +79,9 @@ class Evaluator:
             targets=self.targets,
             device=self.device,
         )
-        students.save(self.folder(trial.number), network)
-        return result.accuracy
+        return network
+
+
+def preparation(data: DataSet) -> Preparation:
+    """What a network trained on `data` expects."""
+    return Preparation(data.mean, data.std, data.class_names)

@@ -27,6 +27,7 @@ def search_loop(
     settings = searcher.settings
     progress(searcher)
     _evaluate(searcher, searcher.pending(), executor, record, progress)
+    _check_success(searcher)
     while searcher.steps <= settings.steps:
         step = max(searcher.steps - 1, 0)
         missing = settings.batch - sum(trial.step == step for trial in searcher.trials)

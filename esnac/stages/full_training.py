@@ -17,10 +17,17 @@ from esnac.runtime import derive_seed, seeded
 from esnac.stages._base import StageContext, StageResult
 from esnac.training import TrainingSettings, accuracy, fit
 
+#: Folder in the target that an interrupted training goes on from.
+CHECKPOINT = "checkpoint"
+
 
 @dataclass(frozen=True)
 class FullTraining:
-    """Trains on from the student's weights, or `from_scratch` from fresh ones."""
+    """Trains on from the student's weights, or `from_scratch` from fresh ones.
+
+    The checkpoint stays: who records the result removes it afterwards (`clean`), so that nothing is
+    trained twice.
+    """
 
     training: TrainingSettings
     from_scratch: bool = False
@@ -31,9 +38,10 @@ class FullTraining:
         student = students.load(source)
         seed = derive_seed(context.seed, "full training", context.index)
         if self.from_scratch:
+            known = student.preparation
             with seeded(seed, torch.device("cpu")):
                 student = StudentNetwork(student.graph)
-        checkpoint = target / "checkpoint"
+            student.preparation = known
         fit(
             student.to(context.device),
             context.data,
@@ -43,12 +51,16 @@ class FullTraining:
             augmentation_seed=derive_seed(context.seed, "augmentation"),
             targets=context.targets,
             device=context.device,
-            checkpoint=checkpoint,
+            checkpoint=target / CHECKPOINT,
             on_epoch=context.on_epoch,
         )
         students.save(target, student)
-        shutil.rmtree(checkpoint, ignore_errors=True)
         return measure(self.name, target, context, start)
+
+
+def clean(target: Path) -> None:
+    """Removes what `FullTraining` needed only to go on after an interruption."""
+    shutil.rmtree(target / CHECKPOINT, ignore_errors=True)
 
 
 def measure(stage: str, folder: Path, context: StageContext, start: float) -> StageResult:

@@ -187,7 +187,10 @@ def _train(run: _Run, epoch: int, targets: Tensor | None) -> tuple[float, float]
         epoch=epoch,
         memory_format=run.numerics.memory_format,
     )
+    windows = torch_generator(run.seed, "windows", epoch)
     for step, (inputs, labels, indices) in enumerate(batches):
+        if epoch < settings.early_epochs:
+            inputs = window(inputs, settings.early_side, windows)
         rate = learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
         wanted = None if targets is None else targets[indices].float()
         total += _step(run, inputs, labels, wanted, rate) * len(labels)
@@ -209,6 +212,14 @@ def _step(run: _Run, inputs: Tensor, labels: Tensor, targets: Tensor | None, rat
         nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
     run.optimizer.step()
     return value.detach()
+
+
+def window(inputs: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """The same random `side` x `side` window of all images (B x C x H x W) of a batch."""
+    height, width = inputs.shape[-2:]
+    y = int(torch.randint(max(height - side, 0) + 1, (), generator=generator))
+    x = int(torch.randint(max(width - side, 0) + 1, (), generator=generator))
+    return inputs[..., y : y + side, x : x + side]
 
 
 def _require_finite(total: Tensor, epoch: int, step: int) -> None:

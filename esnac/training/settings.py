@@ -39,6 +39,10 @@ class TrainingSettings:
     select: Literal["best", "last"] = "best"
     #: Largest norm of all gradients together; None: no limit.
     clip_norm: float | None = None
+    #: The first epochs train on random windows of `early_side` pixels a side: fewer pixels, so more
+    #: epochs in the same time. For networks that take any size, and without distillation.
+    early_epochs: int = 0
+    early_side: int = 24
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
@@ -51,6 +55,11 @@ class TrainingSettings:
             _require(0 <= value < math.inf, name, "at least 0", value)
         _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         _require(not self.nesterov or self.momentum > 0, "nesterov", "false without momentum", True)
+        _require(
+            0 <= self.early_epochs <= self.epochs, "early_epochs", "0 to epochs", self.early_epochs
+        )
+        _require(self.early_side >= 1, "early_side", "at least 1", self.early_side)
+        _require(not (self.early_epochs and self.distills), "early_epochs", "0 to distil", True)
         clip = self.clip_norm
         _require(clip is None or 0 < clip < math.inf, "clip_norm", "greater than 0", clip)
         rising = all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False))

@@ -358,3 +358,33 @@ def test_distils_on_the_device_of_the_tests(device: torch.device, data: DataSet)
     )
     assert result.accuracy == accuracy(model, there.validation, there)
     assert accuracy(model, there.test, there) > 0.9
+
+
+def test_early_epochs_train_on_windows(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
+    """Two of three epochs see 4 x 4 windows; every window lies inside the images."""
+    seen = []
+
+    class Watch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(data.input_shape[0], data.num_classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                seen.append(tuple(x.shape[-2:]))
+            return self.head(x.mean((2, 3)))
+
+    settings = dataclasses.replace(SETTINGS, epochs=3, early_epochs=2, early_side=4)
+    loss = make_loss(settings)
+    fit(Watch(), data, settings, loss=loss, seed=0, augmentation_seed=0, device=CPU)
+    steps = len(seen) // 3
+    whole = data.input_shape[1:]
+    assert seen == [(4, 4)] * (2 * steps) + [whole] * steps
+
+
+def test_a_window_is_part_of_the_image() -> None:
+    image = torch.arange(64.0).reshape(1, 1, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    corners = {int(loop.window(image, 5, generator)[0, 0, 0, 0]) for _ in range(200)}
+    assert corners == {8 * y + x for y in range(4) for x in range(4)}
+    assert loop.window(image, 9, generator).shape == image.shape
