@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from esnac import files
 from esnac.errors import RunError, nearest
 
 SETTINGS = "settings.json"
@@ -92,19 +93,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically (temporary name, fsync, rename). Raises RunError."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        files.replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise RunError(f"Cannot write {path}: {_reason(error)}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def list_runs(root: Path) -> list[Path]:
@@ -174,7 +166,7 @@ class Run:
             write_json(temporary / SETTINGS, settings)
             (temporary / JOURNAL).touch()
             os.rename(temporary, path)
-            _sync_folder(root)
+            files.sync_folder(root)
         except OSError as error:
             _discard(temporary, run)
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and path.exists():
@@ -358,7 +350,7 @@ def _kind(event: Mapping[str, Any]) -> str:
 
 
 def _missing(event: Mapping[str, Any]) -> str:
-    """The keys that a line of its kind needs and this one lacks, for people; "" when it is whole."""
+    """The keys that a line of its kind needs and this one lacks, for people; "" if none."""
     needed = dict.fromkeys((*_KEYS.get(event["event"], ()), *_KEYS.get(_kind(event), ())))
     return ", ".join(repr(key) for key in needed if key not in event)
 
@@ -453,16 +445,6 @@ def _default(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{value!r} cannot be written to JSON")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: OSError) -> str:

@@ -73,9 +73,10 @@ def resolve_precision(
 ) -> Numerics:
     """The numerics of training and teacher runs: a rule, so that a run can be repeated.
 
-    CUDA: bfloat16. CPU: float32, or bfloat16 where the processor has AMX and the network's
-    `mean_width` (see there) is at least AMX_WIDTH. Always channels-last. `wanted` other than "auto"
-    overrides the dtype. Raises SettingsError for another value.
+    CUDA: bfloat16, or float32 where the GPU only emulates it. CPU: float32, or bfloat16 where the
+    processor has AMX and the network's `mean_width` (see there) is at least AMX_WIDTH. Always
+    channels-last. `wanted` other than "auto" overrides the dtype. Raises SettingsError for another
+    value.
 
     Measured: training images/s (forward, backward, SGD step; best of some seconds), torch 2.13.0,
     AMD EPYC with AVX2 (no AVX-512, no AMX), 1 thread, batch 128 (ResNet-18 at 32x32: 32):
@@ -100,7 +101,10 @@ def resolve_precision(
         known = ", ".join(get_args(WantedPrecision))
         raise SettingsError(f"precision is one of {known}; got {wanted!r}.")
     if wanted == "auto":
-        fast = device.type == "cuda" or (has_amx() and mean_width >= AMX_WIDTH)
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = has_amx() and mean_width >= AMX_WIDTH
         wanted = "bfloat16" if fast else "float32"
     return Numerics(torch.bfloat16 if wanted == "bfloat16" else torch.float32, channels_last=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esnac.errors import WeightsError
+from esnac import files
+from esnac.errors import EsnacError, WeightsError
 from esnac.runs import file_name, write_json
 from esnac.settings import load_toml
 
@@ -86,16 +86,21 @@ def recipe(folders: list[Path], network: str, dataset: str) -> dict[str, Any]:
 
 
 def save(folder: Path, network: nn.Module, card: Card) -> Card:
-    """Writes weights, then the card with their checksum; returns that card."""
+    """Writes weights, then the card with their checksum; returns that card.
+
+    Raises EsnacError when the folder cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
-    temporary = folder / f".{WEIGHTS}.tmp"
-    save_file(state, temporary)
-    os.replace(temporary, folder / WEIGHTS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.replace(folder / WEIGHTS, lambda path: save_file(state, path))
+    except (OSError, SafetensorError) as error:
+        raise EsnacError(f"Cannot write {folder / WEIGHTS}: {error}.") from None
     card = Card(**{**asdict(card), "sha256": _sha256(folder / WEIGHTS)})
     write_json(folder / "card.json", asdict(card))
     return card
@@ -134,14 +139,20 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
     Raises WeightsError when the file is missing, truncated or made for another network.
     """
-    state = {key.removeprefix("module."): value for key, value in _read(path).items()}
-    own = network.state_dict()
+    state, own = _read(path), network.state_dict()
+    if _all_wrapped(state) and not _all_wrapped(own):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     wrong = [
         f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    wrong += [f"{key} is missing" for key in own if key not in state]
+    wrong += [
+        f"{key} is missing"
+        for key in own
+        # Files from before PyTorch 0.4.1 lack this one; it matters only where momentum is None.
+        if key not in state and not key.endswith("num_batches_tracked")
+    ]
     wrong += [f"{key} is unknown" for key in state if key not in own]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -149,7 +160,12 @@ def load_weights(path: Path, network: nn.Module) -> None:
             f"{path} holds weights of another network: {'; '.join(wrong[:3])}{more}. "
             "Check --network, and the data set's number of classes."
         )
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)  # the keys are checked above
+
+
+def _all_wrapped(state: Mapping[str, Tensor]) -> bool:
+    """Whether every key has the prefix that DataParallel leaves behind."""
+    return all(key.startswith("module.") for key in state)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

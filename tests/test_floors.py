@@ -14,7 +14,7 @@ import pytest
 
 #: From the ground up. A room is a folder or a file of the package.
 FLOORS = (
-    {"errors", "settings", "runtime", "paths", "objective"},
+    {"errors", "settings", "files", "runtime", "paths", "objective"},
     {"data", "networks", "graphs", "search_spaces", "teachers", "runs", "executors"},
     {"training", "surrogate", "distillation"},
     {"search", "stages", "report"},

@@ -20,16 +20,24 @@ from esnac import runs
 from esnac.errors import RunError
 from esnac.runs import Run
 
-PROPOSED = {"event": "trial", "trial": 0, "state": "PROPOSED"}
-DONE = {"event": "trial", "trial": 0, "state": "DONE", "f": 0.5}
+FIGURES = {"params": 10, "macs": 20, "ratio": 0.5}
+PROPOSED = {"event": "trial", "trial": 0, "state": "PROPOSED", "step": 0, "moves": {}, **FIGURES}
+DONE = {"event": "trial", "trial": 0, "state": "DONE", "accuracy": 0.9, "f": 0.5, "seconds": 1.5}
+DONE |= FIGURES
+FAILED = {"event": "trial", "trial": 0, "state": "FAILED", "reason": "no luck", "seconds": 1.5}
+RUN = {"event": "run", "network": "resnet20", "dataset": "digits", "seed": 1, "engine": "paper"}
+RUN |= {"versions": {}}
+TEACHER = {"event": "teacher", "accuracy": 0.9, "validation_accuracy": 0.9, "params": 20, "macs": 9}
+STAGE = {"event": "stage", "index": 0, "trial": 0, "stage": "train", "accuracy": 0.9, "f": 0.5}
+STAGE |= {"validation_accuracy": 0.9, "path": "finalists/0", "seconds": 1.5, **FIGURES}
+FAILURE = {"event": "failure", "index": 0, "trial": 0, "stage": "train", "reason": "no luck"}
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A closed run with three lines."""
     with Run.create(tmp_path, "a", {"seed": 1}) as run:
-        run.append("run", network="resnet20")
-        run.append_many([PROPOSED, DONE])
+        run.append_many([RUN, PROPOSED, DONE])
     return tmp_path / "a"
 
 
@@ -163,7 +171,8 @@ def test_numpy_and_paths_are_written_plainly(path: Path) -> None:
     import numpy as np
 
     with Run.open(path, write=True) as run:
-        run.append("stage", accuracy=np.float32(0.5), params=np.int64(7), path=Path("finalists/0"))
+        values = {"accuracy": np.float32(0.5), "params": np.int64(7), "path": Path("finalists/0")}
+        run.append_many([{**STAGE, **values}])
         stage = run.events()[-1]
     assert (stage["accuracy"], stage["params"], stage["path"]) == (0.5, 7, "finalists/0")
 
@@ -186,12 +195,80 @@ def test_every_cut_of_the_last_line(path: Path) -> None:
 
 def test_last_line_of_zeros_or_broken_text(path: Path) -> None:
     """What a power cut may leave behind."""
-    for tail in (b"\0" * 50, b'{"event": "\xff\xfe', b'{"ev\n'):
+    for tail in (b"\0" * 50, b'{"event": "\xff\xfe', b'{"ev'):
         with journal(path).open("ab") as file:
             file.write(tail)
         assert len(Run.open(path).events()) == 3
         Run.open(path, write=True).close()
         assert journal(path).read_bytes().count(b"\n") == 3
+
+
+@pytest.mark.parametrize("tail", [b'{"event": "tri\n', b"\xff\xfe\n", b"\n", b"\0\0\n"])
+def test_a_last_line_with_its_newline_was_written_whole(tail: bytes, path: Path) -> None:
+    """So what does not read in it is damage, and is not cut off."""
+    with journal(path).open("ab") as file:
+        file.write(tail)
+    before = journal(path).read_bytes()
+    for write in (False, True):
+        with pytest.raises(RunError, match="line 4 is not JSON"):
+            Run.open(path, write=write).events()
+    assert journal(path).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "event",
+    [RUN, TEACHER, {**PROPOSED, "trial": 1}, {"event": "finalists", "trials": [0]}, STAGE, FAILURE],
+    ids=lambda event: event["event"],
+)
+def test_an_incomplete_line_names_itself_and_the_key(event: dict[str, Any], path: Path) -> None:
+    before = journal(path).read_text()
+    journal(path).write_text(before + json.dumps(event) + "\n")
+    assert Run.open(path).events()[-1] == event
+    checked = ("event", "trial", "state") if event["event"] == "trial" else ("event",)
+    for key in event.keys() - checked:
+        rest = {name: value for name, value in event.items() if name != key}
+        journal(path).write_text(before)
+        with (
+            Run.open(path, write=True) as run,
+            pytest.raises(RunError, match=f"New line: .*{key!r}"),
+        ):
+            run.append_many([rest])
+        journal(path).write_text(before + json.dumps(rest) + "\n")
+        with pytest.raises(RunError, match=rf"journal\.jsonl, line 4 .*lacks {key!r}.*--suffix"):
+            Run.open(path).events()
+
+
+@pytest.mark.parametrize("event", [{"event": "of the future"}, {**TEACHER, "file": None, "new": 1}])
+def test_more_than_is_known_may_be_said(event: dict[str, Any], path: Path) -> None:
+    with Run.open(path, write=True) as run:
+        run.append_many([event])
+        assert {**run.events()[-1], **event} == run.events()[-1]
+
+
+@pytest.mark.parametrize("end", [DONE, FAILED])
+def test_the_end_of_a_trial_needs_its_keys(end: dict[str, Any], path: Path) -> None:
+    before = "".join(json.dumps(event) + "\n" for event in (RUN, TEACHER, PROPOSED))
+    journal(path).write_text(before + json.dumps(end) + "\n")
+    assert len(Run.open(path).events()) == 4
+    for key in end.keys() - {"event", "trial", "state"}:
+        rest = {name: value for name, value in end.items() if name != key}
+        journal(path).write_text(before + json.dumps(rest) + "\n")
+        with pytest.raises(RunError, match=f"line 4 .*lacks {key!r}"):
+            Run.open(path, write=True)
+
+
+def test_a_batch_of_which_a_crash_left_the_first_lines(tmp_path: Path) -> None:
+    """Wherever the write of run and teacher stopped, the whole lines read and appending works."""
+    Run.create(tmp_path, "a", {}).close()
+    batch = "".join(json.dumps(event) + "\n" for event in (RUN, TEACHER))
+    for size in range(len(batch)):
+        journal(tmp_path / "a").write_text(batch[:size])
+        with Run.resume(tmp_path, "a") as run:
+            whole = [RUN][: size > len(json.dumps(RUN)) - 1]
+            whole += [TEACHER][: size > len(batch) - 2]
+            assert run.events() == whole
+            run.append("end")
+            assert len(run.events()) == len(whole) + 1
 
 
 @pytest.mark.parametrize(
@@ -251,7 +328,7 @@ def test_a_refused_batch_changes_nothing(path: Path) -> None:
 def test_nan_is_never_written(path: Path) -> None:
     with Run.open(path, write=True) as run:
         with pytest.raises(ValueError):
-            run.append("stage", accuracy=float("nan"))
+            run.append_many([{**STAGE, "accuracy": float("nan")}])
         assert len(run.events()) == 3
 
 
@@ -296,9 +373,10 @@ def test_one_writer_at_a_time(path: Path) -> None:
 def test_a_killed_process_keeps_its_lines_and_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from esnac.runs import Run\n"
+        f"PROPOSED = {PROPOSED!r}\n"
         "run = Run.create(Path(sys.argv[1]), 'a', {})\n"
         "for i in range(10**6):\n"
-        "    run.append('trial', trial=i, state='PROPOSED')\n"
+        "    run.append_many([PROPOSED | {'trial': i}])\n"
         "    print(i, flush=True)\n"
     )
     process = subprocess.Popen(

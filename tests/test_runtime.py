@@ -63,9 +63,19 @@ def test_precision_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "has_amx", lambda: True)
     assert resolve_precision("auto", CPU, 500.0).dtype == torch.bfloat16
     assert resolve_precision("auto", CPU, 16.0).dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     numerics = resolve_precision("auto", torch.device("cuda"), 1.0)
     assert numerics.dtype == torch.bfloat16
     assert numerics.channels_last
+
+
+def test_a_gpu_that_only_emulates_bfloat16_takes_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(runtime, "has_amx", lambda: True)
+    assert resolve_precision("auto", torch.device("cuda"), 500.0).dtype == torch.float32
 
 
 def test_a_wanted_precision_is_given() -> None:

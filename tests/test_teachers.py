@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from esnac import teachers
-from esnac.errors import WeightsError
+from esnac.errors import EsnacError, WeightsError
 
 CARD = teachers.Card(
     network="tiny", dataset="digits", accuracy=0.9, validation_accuracy=0.91, params=10, macs=100,
@@ -113,3 +113,61 @@ def test_a_damaged_card(tmp_path):
     with pytest.raises(WeightsError, match="not a teacher's card"):
         teachers.load(tmp_path / "t", tiny())
     assert replace(CARD, seed=2).seed == 2
+
+
+def test_a_prefix_is_stripped_only_from_all_keys_and_when_it_is_not_the_networks_own(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(3, 2)
+
+    class Headed(Wrapped):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 2)
+
+    path = tmp_path / "w.pt"
+    for kind in (Wrapped, Headed):
+        network = kind()
+        torch.save(network.state_dict(), path)
+        other = kind()
+        teachers.load_weights(path, other)
+        assert torch.equal(other.module.weight, network.module.weight)
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, path)
+    other = Headed()
+    teachers.load_weights(path, other)
+    assert torch.equal(other.module.weight, network.module.weight)
+
+
+def test_weights_from_before_norms_counted_batches(tmp_path):
+    network, other, path = tiny(), tiny(), tmp_path / "w.pt"
+    state = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
+    torch.save(state, path)
+    teachers.load_weights(path, other)
+    assert torch.equal(other[1].running_mean, network[1].running_mean)
+    torch.save({k: v for k, v in state.items() if "running_mean" not in k}, path)
+    with pytest.raises(WeightsError, match="1.running_mean is missing"):
+        teachers.load_weights(path, tiny())
+
+
+@pytest.mark.parametrize("kind", ["os", "safetensors"])
+def test_a_failed_save_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch, kind):
+    from safetensors import SafetensorError
+
+    teachers.save(tmp_path / "t", tiny(), CARD)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left") if kind == "os" else SafetensorError("No space left")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(EsnacError, match=r"t/weights.safetensors.*No space left"):
+        teachers.save(tmp_path / "t", tiny(), CARD)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()} == before
+
+
+def test_a_teachers_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "t").write_text("")
+    with pytest.raises(EsnacError, match=r"t/weights.safetensors"):
+        teachers.save(tmp_path / "t", tiny(), CARD)

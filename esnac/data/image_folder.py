@@ -76,8 +76,12 @@ def _from_folder(path: Path) -> Files:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}.")
 
     files: dict[PurePosixPath, Path | bytes] = {}
+    above = {str(path): {os.path.realpath(path)}}  # real folders on the way to each one
     for folder, folders, names in os.walk(path, followlinks=True, onerror=refuse):
-        relative = Path(folder).relative_to(path)
+        relative, way = Path(folder).relative_to(path), above.pop(folder)
+        real = {name: os.path.realpath(Path(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in way]  # else a circle of links
+        above |= {os.path.join(folder, name): way | {real[name]} for name in folders}
         if not folders and not names:
             files[PurePosixPath(relative.as_posix(), _EMPTY)] = b""
         for name in names:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esnac.data.batches import evaluation_batches, training_batches
 from esnac.data.sets import DataSet, ImageSet
-from esnac.runtime import evaluating, mean_width, resolve_precision
+from esnac.runtime import WantedPrecision, evaluating, mean_width, resolve_precision
 
 #: Where fewer epochs than this would fit in memory as float32, they are stored as float16.
 FEW_EPOCHS = 32
@@ -20,7 +20,7 @@ class TeacherTargets:
 
     `teacher` and `data` lie on `device`; the teacher is not changed, and must not be while this
     is in use. Epochs are stored on the device until `max_bytes` are taken; later ones are computed
-    each time. Numerics follow `resolve_precision("auto")`.
+    each time. Numerics follow `resolve_precision(precision)`.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class TeacherTargets:
         device: torch.device,
         max_bytes: int = 2**31,
         batch_size: int = 500,
+        precision: WantedPrecision = "auto",
     ) -> None:
         self.seed = seed
         self._teacher, self._data, self._device = teacher, data, device
         self._max_bytes, self._batch_size = max_bytes, batch_size
-        self._numerics = resolve_precision(
-            "auto", device, mean_width(teacher, data.input_shape, device)
-        )
+        width = mean_width(teacher, data.input_shape, device) if precision == "auto" else 0.0
+        self._numerics = resolve_precision(precision, device, width)
         self._stored: dict[int, Tensor] = {}
 
     def epoch(self, epoch: int) -> Tensor:

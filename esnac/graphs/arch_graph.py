@@ -108,9 +108,9 @@ class ArchGraph:
                 for row in content["layers"]
             )
             graph = cls(layers, tuple(content["input_shape"]))
+            graph._check(where)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EsnacError(f"{where} is not an architecture file ({error!r}).") from None
-        graph._check(where)
         return graph
 
     def _check(self, where: str | Path) -> None:

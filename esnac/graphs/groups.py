@@ -146,8 +146,12 @@ class _Walk:
         if layer.kind == "flatten":
             return np.repeat(read, math.prod(layer.in_shape[1:]))
         if layer.kind == "slice":
-            part = read[attributes["start"] : attributes["stop"]]
-            self.label(part)
+            # All three parts: with a group on both sides of a slice, where the slice starts would
+            # depend on which of its channels are kept, not only on how many.
+            before, part, after = np.split(read, [attributes["start"], attributes["stop"]])
+            for ids in (before, part, after):
+                if len(ids):
+                    self.label(ids)
             return part
         if layer.kind == "channel_shuffle":
             self.divide(attributes["groups"], read)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +40,3 @@ class Moves:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise EsnacError(f"Not a description of moves ({error!r}): {plain!r}.") from None
-
-    def key(self) -> str:
-        """A short name that two equal architectures of one teacher share."""
-        return hashlib.sha256(json.dumps(self.to_plain()).encode()).hexdigest()[:16]

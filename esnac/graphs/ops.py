@@ -24,10 +24,9 @@ Build = Callable[[Layer, "torch.device | str | None"], nn.Module]
 
 @dataclass(frozen=True)
 class Operation:
-    """What a kind of layer is. `has_tensors`: its module may hold parameters or buffers."""
+    """What a kind of layer is."""
 
     build: Build
-    has_tensors: bool = False
     join: Join = "sum"
 
 
@@ -241,10 +240,10 @@ def _linear(layer: Layer, device: torch.device | str | None) -> nn.Module:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "conv": Operation(_conv, has_tensors=True),
-    "batch_norm": Operation(_batch_norm, has_tensors=True),
-    "group_norm": Operation(_group_norm, has_tensors=True),
-    "linear": Operation(_linear, has_tensors=True),
+    "conv": Operation(_conv),
+    "batch_norm": Operation(_batch_norm),
+    "group_norm": Operation(_group_norm),
+    "linear": Operation(_linear),
     "concat": _part(Concat, "concat"),
     "multiply": _part(Multiply, "product"),
     "slice": _part(Slice),

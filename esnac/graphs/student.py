@@ -5,17 +5,15 @@ Needs neither pickle nor the class of the network it was made from.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 
+from esnac import files
 from esnac.errors import EsnacError, WeightsError
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.network import Preparation, StudentNetwork
@@ -41,8 +39,10 @@ def save(folder: str | Path, network: StudentNetwork) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = network.graph.to_json()
-        _replace(folder / ARCHITECTURE, lambda path: path.write_text(text, encoding="utf-8"))
-        _replace(folder / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path, about))
+        files.replace(folder / ARCHITECTURE, lambda path: path.write_text(text, encoding="utf-8"))
+        files.replace(
+            folder / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path, about)
+        )
     except (OSError, safetensors.SafetensorError) as error:
         raise EsnacError(f"Cannot write a student to {folder} ({_line(error)}).") from None
 
@@ -103,29 +103,6 @@ def _read_architecture(path: Path) -> ArchGraph:
     except (OSError, UnicodeDecodeError) as error:
         raise EsnacError(f"{path} cannot be read ({_line(error)}).") from None
     return ArchGraph.from_json(text, path)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes to a temporary name beside `path`, forces it to disk and renames it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _line(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from esnac.graphs.assembly import ADD, BATCH, Row, Shape
 from esnac.graphs.network import is_free_name
 from esnac.graphs.translate import RefusedError
 from esnac.graphs.walk import Walk
+from esnac.runtime import evaluating
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -36,7 +36,7 @@ def trace(module: nn.Module, input_size: tuple[int, ...]) -> ArchGraph:
     depends on data; EsnacError when the network does not run on this input size.
     """
     input_size = tuple(input_size)
-    with _evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad():
         graph = _fx_graph(module)
         values = _run(module, graph, input_size)
     walk = Walk(module, values, input_size)
@@ -85,17 +85,6 @@ def _shapes(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_shapes(v) for v in value)
     return value
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _fx_graph(module: nn.Module) -> fx.Graph:

@@ -92,10 +92,7 @@ class RunSummary:
     failures: list[Failure] = field(default_factory=list)
 
     def to_plain(self) -> dict[str, Any]:
-        """The object of `stat --format json`: what a program compares.
-
-        That is the fields above without `trials`, `ended` and `failures`.
-        """
+        """The object of `stat --format json`: all but `trials`, `ended` and `failures`."""
         plain = asdict(self)
         del plain["trials"], plain["ended"], plain["failures"]
         return plain

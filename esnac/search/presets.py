@@ -35,7 +35,7 @@ def _quick(train_images: int) -> dict[str, Any]:
         "finish": {
             "finalists": 2,
             "training": {
-                "epochs": _epochs(train_images, images=80_000, least=8, most=100),
+                "epochs": _epochs(train_images, images=80_000, least=5, most=100),
                 "learning_rate": 0.05,
                 "clip_norm": 2.0,
                 "nesterov": True,

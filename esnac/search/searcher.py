@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from esnac.errors import EsnacError
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.cost import candidate_costs, cost
+from esnac.graphs.inherit import inherit
 from esnac.graphs.moves import Moves
+from esnac.graphs.network import StudentNetwork, teacher_weights
 from esnac.graphs.space import Space
 from esnac.graphs.trace import trace
 from esnac.objective import compression, reward
@@ -26,8 +28,9 @@ class Searcher:
 
         searcher = Searcher(module, input_size=(3, 32, 32), teacher_accuracy=0.93)
         for trial in searcher.ask(8):
-            student = searcher.student(trial)      # the architecture, an ArchGraph
+            student = searcher.build(trial)        # a module with the teacher's weights
             searcher.tell(trial, accuracy=...)     # a fraction in [0, 1], teacher and student alike
+            # or, when it cannot be evaluated:       searcher.tell(trial, failure="why")
 
     Trials are numbered from 0 in order of proposal; every architecture is proposed once. Equal
     seeds and equal answers give equal proposals.
@@ -44,12 +47,15 @@ class Searcher:
         surrogate: SurrogateSettings | None = None,
         seed: int = 127,
     ) -> None:
+        self._weights: dict[str, Tensor] | None = None
         if isinstance(teacher, nn.Module):
             if input_size is None:
                 raise EsnacError(
                     "A module needs input_size=(channels, height, width) to be traced."
                 )
+            state = {key: value.detach().cpu() for key, value in teacher.state_dict().items()}
             teacher = trace(teacher, tuple(input_size))
+            self._weights = teacher_weights(teacher, state, ignore_unused=True)
         if not 0 < teacher_accuracy <= 1:
             raise EsnacError(f"teacher_accuracy is a fraction in (0, 1]; got {teacher_accuracy}.")
         self.graph = teacher
@@ -104,19 +110,24 @@ class Searcher:
         return asked
 
     def tell(
-        self, trial: Trial, outcome: Outcome | None = None, *, accuracy: float | None = None
+        self,
+        trial: Trial,
+        outcome: Outcome | None = None,
+        *,
+        accuracy: float | None = None,
+        failure: str | None = None,
     ) -> float | None:
         """Takes the result of a trial, once; returns its f, or None for a failure.
 
-        Pass the validation accuracy, or an `Outcome` (which may be a failure).
+        Pass the validation accuracy, the reason of a failure, or an `Outcome` that holds either.
         """
-        if (outcome is None) == (accuracy is None):
-            raise EsnacError("tell takes either an outcome or an accuracy.")
+        if sum(given is not None for given in (outcome, accuracy, failure)) != 1:
+            raise EsnacError("tell takes one of: an accuracy, a failure, an outcome.")
         if trial.number >= len(self.trials) or self.trials[trial.number] != trial:
             raise EsnacError(f"Trial {trial.number} is not one of this search.")
         if trial.number in self.outcomes:
             raise EsnacError(f"Trial {trial.number} has its result already.")
-        outcome = outcome or Outcome(accuracy=accuracy)
+        outcome = outcome or Outcome(accuracy=accuracy, reason=failure)
         if outcome.accuracy is not None and not 0 <= outcome.accuracy <= 1:
             raise EsnacError(f"An accuracy is a fraction in [0, 1]; got {outcome.accuracy}.")
         self.outcomes[trial.number] = outcome
@@ -150,6 +161,15 @@ class Searcher:
     def student(self, trial: Trial | Moves) -> ArchGraph:
         """The architecture of a trial."""
         return self.space.apply(trial.moves if isinstance(trial, Trial) else trial)
+
+    def build(self, trial: Trial | Moves) -> StudentNetwork:
+        """The student as a module, with inherited weights if the teacher was given as a module."""
+        moves = trial.moves if isinstance(trial, Trial) else trial
+        graph = self.space.apply(moves)
+        if self._weights is None:
+            return StudentNetwork(graph)
+        selection = self.space_settings.inherit
+        return StudentNetwork(graph, inherit(self.space, graph, moves, self._weights, selection))
 
     def _add(self, trial: Trial, key: bytes) -> None:
         self.trials.append(trial)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esnac import files
 from esnac.errors import RunError
 
 FILE = "checkpoint.pt"
@@ -41,17 +40,10 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes `folder`/checkpoint.pt under a temporary name, then renames it. Raises RunError."""
-    temporary = folder / f".{FILE}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(vars(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / FILE)
+        files.replace(folder / FILE, lambda path: torch.save(vars(checkpoint), path))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         reason = str(error).splitlines()[0]
         raise RunError(f"Cannot write a checkpoint to {folder}: {reason}.") from None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +24,7 @@ def accuracy(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int 
     """
     _require_images(images, data)
     right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
-    with evaluating(model):
+    with evaluating(model), _without_tf32():
         for inputs, labels in evaluation_batches(
             images, data, batch_size, memory_format=torch.channels_last
         ):
@@ -33,9 +36,21 @@ def accuracy(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int 
 def logits(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int = 250) -> Tensor:
     """N x classes logits (float32) of `images` in order, as `accuracy` sees them."""
     _require_images(images, data)
-    with evaluating(model):
+    with evaluating(model), _without_tf32():
         batches = evaluation_batches(images, data, batch_size, memory_format=torch.channels_last)
         return torch.cat([model(inputs).float() for inputs, _ in batches])
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Float32 with all of its bits: cuDNN by default convolves with 10 bits of mantissa (TF32)."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _require_images(images: ImageSet, data: DataSet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -272,7 +273,18 @@ def _fingerprint(run: _Run) -> str:
         {
             "settings": to_plain(run.settings),
             "seeds": [run.seed, run.augmentation_seed],
-            "data": [run.data.name, len(run.data.train), len(run.data.validation)],
+            "data": _data_fingerprint(run.data),
             "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
         }
     )
+
+
+def _data_fingerprint(data: DataSet) -> dict[str, Any]:
+    parts = (data.train, data.validation)
+    return {
+        "name": data.name,
+        "labels": [hashlib.sha256(p.labels.cpu().numpy().tobytes()).hexdigest() for p in parts],
+        "input_shape": data.input_shape,
+        "normalised": [data.mean, data.std],
+        "augmented": [data.padding, data.flip],
+    }

@@ -67,7 +67,10 @@ class TrainingSettings:
         if self.schedule == "step" and not self.milestones:
             raise SettingsError("schedule 'step' needs milestones, for example [100, 200].")
         if self.schedule != "step" and self.milestones:
-            raise SettingsError(f"milestones belong to schedule 'step', not to {self.schedule!r}.")
+            raise SettingsError(
+                f"milestones belong to schedule 'step', not to {self.schedule!r}: "
+                "set milestones=[] or schedule='step'."
+            )
         if not self.label_weight and not (self.distills and self.distillation_weight):
             raise SettingsError(
                 "Nothing to learn from: label_weight is 0 and there is no distillation. "

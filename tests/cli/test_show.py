@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 
+from esnac import networks
 from esnac.cli import show
 from esnac.errors import EsnacError, RunError
+from esnac.graphs import student as students
 from esnac.graphs.arch_graph import INPUT, ArchGraph, Layer
+from esnac.graphs.network import StudentNetwork
+from esnac.graphs.trace import trace
 from esnac.runs import Run
 
+SVG = "{http://www.w3.org/2000/svg}"
 GRAPH = ArchGraph((Layer("out", "linear", (INPUT,), (4,), (2,), {"bias": True}, "fc"),), (4,))
 
 
@@ -30,22 +34,26 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     settings = {"network": "resnet20", "seed": 127, "search": {"steps": 20, "rates": (0.3, 0.4)}}
     figures = {"params": 40_000, "macs": 6_000_000, "ratio": 0.8532}
     with Run.create(tmp_path / "runs", "a", settings) as run:
-        run.append("run", network="resnet20", dataset="digits", seed=127, engine="esnac")
-        run.append("teacher", accuracy=0.98, params=272_474, macs=40_000_000)
+        header = {"network": "resnet20", "dataset": "digits", "engine": "esnac", "versions": {}}
+        run.append("run", seed=127, **header)
+        accuracies = {"accuracy": 0.98, "validation_accuracy": 0.97}
+        run.append("teacher", params=272_474, macs=40_000_000, **accuracies)
         for trial in range(14):
             moves = {"removed": [3, 5], "kept": [8, 4], "skips": [[1, 7]]}
             run.append("trial", trial=trial, state="PROPOSED", step=1, moves=moves, **figures)
         for trial in range(12):
             result = {"accuracy": 0.9, "f": 0.5 + trial / 100, "seconds": 2.5}
             run.append("trial", trial=trial, state="DONE", **result, **figures)
-        run.append("trial", trial=12, state="FAILED", reason="loss is not finite in epoch 3")
+        lost = {"reason": "loss is not finite in epoch 3", "seconds": 1.0}
+        run.append("trial", trial=12, state="FAILED", **lost)
     return run
 
 
 def finish(run: Run, index: int = 0, trial: int = 11) -> None:
     with Run.open(run.path, write=True) as opened:
         opened.append("finalists", trials=[trial])
-        done = {"stage": "train", "accuracy": 0.975, "f": 0.96, "params": 40_000}
+        done = {"stage": "train", "accuracy": 0.975, "validation_accuracy": 0.97, "f": 0.96}
+        done |= {"params": 40_000, "macs": 6_000_000, "ratio": 0.8532, "seconds": 9.0}
         opened.append("stage", index=index, trial=trial, path=f"finalists/{index}", **done)
 
 
@@ -81,6 +89,18 @@ def test_trials_that_failed_or_wait(run: Run, capsys: pytest.CaptureFixture[str]
     assert "outcome" not in output
 
 
+def test_a_finalist_that_failed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with Run.open(run.path, write=True) as opened:
+        opened.append("finalists", trials=[11, 10])
+        opened.append("failure", index=1, trial=10, stage="train", reason="no memory")
+    for trial in ([], ["10"]):
+        assert call("a", *trial) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1] == "Finalist 1 (trial 10) failed in train: no memory"
+    assert call("a", "11") == 0
+    assert "no memory" not in capsys.readouterr().out
+
+
 def test_a_run_that_has_hardly_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run.create(tmp_path, "new", {}).close()
     assert call("new", "--runs", str(tmp_path)) == 0
@@ -96,28 +116,25 @@ def test_unknown_trial_or_run(run: Run) -> None:
         call("b")
 
 
-def test_drawing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-
-    def draw(graph: ArchGraph) -> str:
-        drawn.append(graph)
-        return "<svg/>"
-
-    module = SimpleNamespace(draw=draw)
-    monkeypatch.setitem(sys.modules, "esnac.graphs.draw", module)
-    import esnac.graphs
-
-    monkeypatch.setattr(esnac.graphs, "draw", module, raising=False)
-    for folder in (run.trial_folder(11), run.finalist_folder(0)):
-        folder.mkdir(parents=True)
-        (folder / "architecture.json").write_text(GRAPH.to_json())
+def test_drawing(run: Run, tmp_path: Path) -> None:
+    """Two real students: a residual network with a layer removed, and one linear layer."""
+    resnet = trace(networks.build("resnet20", 10, 1), (1, 8, 8))
+    for folder, graph in ((run.trial_folder(11), resnet), (run.finalist_folder(0), GRAPH)):
+        students.save(folder, StudentNetwork(graph))
     with pytest.raises(RunError, match="no trained finalist to draw"):
         call("a", "--svg", "x.svg")
     finish(run)
     assert call("a", "--svg", "best.svg") == 0
     assert call("a", "11", "--svg", "trial.svg") == 0
-    assert drawn == [GRAPH, GRAPH]
-    assert (tmp_path / "best.svg").read_text() == (tmp_path / "trial.svg").read_text() == "<svg/>"
+    for name, graph in (("best.svg", GRAPH), ("trial.svg", resnet)):
+        picture = ElementTree.parse(tmp_path / name).getroot()
+        assert picture.tag == f"{SVG}svg"
+        boxes = picture.findall(f".//{SVG}title")
+        assert len(boxes) == len(graph) + 1, "a box for each layer and one for the input"
+
+
+def test_what_cannot_be_drawn(run: Run, tmp_path: Path) -> None:
+    students.save(run.trial_folder(11), StudentNetwork(GRAPH))
     with pytest.raises(RunError, match=r"No architecture\.json in .*0012"):
         call("a", "12", "--svg", "x.svg")
     with pytest.raises(RunError, match="Cannot write"):
@@ -126,14 +143,3 @@ def test_drawing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(EsnacError, match=r"0011.architecture\.json"):
         call("a", "11", "--svg", "x.svg")
     assert not (tmp_path / "x.svg").exists()
-
-
-def test_no_drawing_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import esnac.graphs
-
-    run.trial_folder(1).mkdir(parents=True)
-    (run.trial_folder(1) / "architecture.json").write_text(GRAPH.to_json())
-    monkeypatch.setitem(sys.modules, "esnac.graphs.draw", None)
-    monkeypatch.delattr(esnac.graphs, "draw", raising=False)
-    with pytest.raises(RunError, match="cannot draw"):
-        call("a", "1", "--svg", "x.svg")

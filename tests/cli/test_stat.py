@@ -26,14 +26,18 @@ def make(root: Path, name: str, finished: bool) -> Path:
     trial: dict[str, Any] = {"event": "trial", "trial": 0}
     figures = {"params": 40_000, "macs": 6_000_000, "ratio": 0.853195}
     with Run.create(root, name, {"seed": 127}) as run:
-        run.append("run", network="resnet20", dataset="digits", seed=127, engine="esnac")
+        header = {"network": "resnet20", "dataset": "digits", "engine": "esnac", "versions": {}}
+        run.append("run", seed=127, **header)
         run.append("teacher", accuracy=0.98, validation_accuracy=0.97, params=272_474, macs=1)
         run.append_many([{**trial, "state": "PROPOSED", "step": 1, "moves": {}, **figures}])
-        run.append_many([{**trial, "state": "DONE", "accuracy": 0.9, "f": 0.91, **figures}])
+        searched = {"accuracy": 0.9, "f": 0.91, "seconds": 2.5, **figures}
+        run.append_many([{**trial, "state": "DONE", **searched}])
         if finished:
             run.append("finalists", trials=[0])
             done = {"stage": "train", "accuracy": 0.975, "validation_accuracy": 0.98, "f": 0.9735}
-            run.append("stage", index=0, trial=0, path="finalists/0", **done, **figures)
+            run.append(
+                "stage", index=0, trial=0, path="finalists/0", seconds=9.0, **done, **figures
+            )
             run.append("end")
     return root / name
 
@@ -95,6 +99,25 @@ def test_a_half_written_line_is_no_obstacle(root: Path, capsys: pytest.CaptureFi
         file.write('{"event": "tri')
     assert call("b", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)[0]["evaluations"] == 1
+
+
+def test_a_failed_finalist_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Run.open(root / "b", write=True) as run:
+        run.append("finalists", trials=[0])
+        run.append("failure", index=0, trial=0, stage="train", reason="loss is not finite")
+    for form in ("text", "markdown"):
+        assert call("b", "--format", form) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1] == "Finalist 0 (trial 0) failed in train: loss is not finite"
+    assert call("b", "--format", "json") == 0
+    assert "not finite" not in capsys.readouterr().out
+
+
+def test_an_incomplete_line_is_an_error(root: Path) -> None:
+    with (root / "b/journal.jsonl").open("a") as file:
+        file.write('{"event": "stage", "index": 0, "trial": 0}\n')
+    with pytest.raises(RunError, match=r"journal\.jsonl, line 5 \(stage\) lacks 'stage', 'accur"):
+        call("b")
 
 
 def test_a_damaged_journal_is_an_error(root: Path) -> None:

@@ -149,3 +149,14 @@ def test_links_in_an_archive(tmp_path: Path) -> None:
         archive.addfile(link)
     with pytest.raises(DataError, match="'a/1.png' is a link"):
         load(tmp_path / "bad.tar")
+
+
+def test_links_in_a_circle_are_not_followed(pets: Path, tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", 5, 100)
+    (tmp_path / "elsewhere" / "back").symlink_to(pets / "cat")
+    (pets / "cat" / "again").symlink_to(pets / "cat")
+    (pets / "cat" / "up").symlink_to(pets)
+    (pets / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    own = load(pets)
+    assert own.class_names == ("cat", "dog")
+    assert len(own.train) + len(own.validation) + len(own.test) == 35

@@ -105,3 +105,41 @@ def test_grouped_convolutions_keep_equally_many_per_block():
     assert torch.equal(state["b.weight"], module.b.weight[rows][:, :2])
     assert StudentNetwork(student, state)(torch.zeros(1, 3, 2, 2)).shape == (1, 2)
     assert np.prod(state["b.weight"].shape) == 8
+
+
+class Middle(nn.Module):
+    """Reads all of 12 channels, and the 4 in the middle once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 1)
+        self.all = nn.Linear(12, 2)
+        self.middle = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.all(x.mean((2, 3))) + self.middle(x[:, 4:8].mean((2, 3)))
+
+
+def test_a_slice_in_the_middle_takes_the_channels_that_it_takes_in_the_teacher():
+    """More of the channels after the slice matter than of those before it."""
+    torch.manual_seed(0)
+    module = Middle().eval()
+    dead = [0, 1, 2, 4, 7, 8]
+    with torch.no_grad():
+        module.a.weight[dead] = 0
+        module.a.bias[dead] = 0
+    graph = trace(module, (3, 2, 2))
+    space = Space(graph, tie="dependency")
+    number = [layer.kind for layer in graph.layers].index("slice")
+    before, middle, after = space.groups.group_of_unit[space.groups.reads[number]][[0, 4, 8]]
+    kept = space.identity().kept.copy()
+    kept[0, [before, middle, after]] = [1, 2, 3]
+    none = space.identity()
+    moves = space.moves(space.resolve(none.removed, kept, none.skips), 0)
+    student = space.apply(moves)
+    weights = teacher_weights(graph, module.state_dict())
+    small = StudentNetwork(student, inherit(space, student, moves, weights, "important")).eval()
+    x = torch.randn(4, 3, 2, 2)
+    assert torch.allclose(small(x), module(x), atol=1e-6)
+    assert dict(student.layers[number].attributes) == {"start": 1, "stop": 3}

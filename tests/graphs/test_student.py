@@ -110,7 +110,9 @@ def test_weights_of_another_architecture(folder: Path, tmp_path: Path) -> None:
 def test_damaged_architectures(folder: Path) -> None:
     path = folder / student.ARCHITECTURE
     text = path.read_text()
-    for damaged in (text[:500], "[]", ""):
+    wrong = json.loads(text)
+    wrong["layers"][3]["inputs"] = ["relu"]
+    for damaged in (text[:500], "[]", "", json.dumps(wrong)):
         path.write_text(damaged)
         with pytest.raises(EsnacError, match=r"architecture.json is not an architecture file"):
             student.load(folder)
@@ -126,7 +128,7 @@ def test_an_interrupted_save_leaves_the_old_student(
 ) -> None:
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
-    def fail(tensors: object, path: Path) -> None:
+    def fail(tensors: object, path: Path, about: object) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

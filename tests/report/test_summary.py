@@ -170,6 +170,25 @@ def test_stages_of_an_earlier_choice_do_not_count() -> None:
     assert [(row.trial, row.stages) for row in summary.finalists] == [(1, [])]
 
 
+def failure(index: int, trial: int, reason: str) -> dict[str, Any]:
+    named = {"event": "failure", "index": index, "trial": trial}
+    return {**named, "stage": "train", "reason": reason}
+
+
+def test_failures_stand_until_the_stage_succeeds() -> None:
+    first = [*FINALISTS, failure(0, 2, "no memory"), stage(1, 1, 0.7, 0.69, 0.95)]
+    (lost,) = summarise(first, "a").failures
+    assert (lost.index, lost.trial, lost.stage, lost.reason) == (0, 2, "train", "no memory")
+    (lost,) = summarise([*first, failure(0, 2, "not finite")], "a").failures
+    assert lost.reason == "not finite", "the last word of several attempts"
+    assert summarise([*first, stage(0, 2, 0.7, 0.69, 0.95)], "a").failures == []
+    later = [*first, {"event": "finalists", "trials": [1]}]
+    assert summarise(later, "a").failures == [], "of an earlier choice"
+    plain = summarise(first, "a").to_plain()
+    assert list(plain) == JSON_KEYS
+    assert [list(finalist) for finalist in plain["finalists"]] == [FINALIST_KEYS] * 2
+
+
 def test_a_search_under_way() -> None:
     summary = summarise([*SEARCHED, proposed(3)], "a")
     assert summary.finalists == []

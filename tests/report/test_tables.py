@@ -10,7 +10,7 @@ import json
 import pytest
 
 from esnac.report import tables
-from esnac.report.summary import Finalist, RunSummary, TeacherFigures, Trial
+from esnac.report.summary import Failure, Finalist, RunSummary, TeacherFigures, Trial
 
 FINALISTS = [
     Finalist(
@@ -112,6 +112,24 @@ def test_a_run_that_has_hardly_begun(style: str) -> None:
     if style == "text":
         assert output.splitlines()[1].split() == ["c", *["-"] * 9]
         assert "no teacher yet; 0 evaluations; no finalists yet." in output
+
+
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_a_failure_is_a_line_below_the_table(style: str) -> None:
+    lost = dataclasses.replace(SUMMARY, failures=[Failure(1, 3, "train", "loss is\nnot finite")])
+    output = tables.render([lost, EMPTY], style)
+    lines = output.splitlines()
+    below = lines.index("Finalist 1 (trial 3) failed in train: loss is not finite")
+    assert lines[below - 1] == ""
+    assert "781.00x" in lines[below - 2], "the last row of the finalists' table"
+    assert "1 of 2 finalists trained, 1 failed." in output
+    assert "failed in" not in tables.render([SUMMARY], style)
+
+
+@pytest.mark.parametrize("style", ["csv", "json"])
+def test_a_failure_leaves_what_programs_read_alone(style: str) -> None:
+    lost = dataclasses.replace(SUMMARY, failures=[Failure(1, 3, "train", "loss is not finite")])
+    assert tables.render([lost], style) == tables.render([SUMMARY], style)
 
 
 def test_lines_never_wrap() -> None:

@@ -1,12 +1,13 @@
 import pytest
+import torch
 from torch import nn
 
 from esnac import Searcher
 from esnac.errors import EsnacError
 from esnac.executors import SerialExecutor
-from esnac.search.loop import finished, proposed, restore, search_loop
+from esnac.search.loop import search_loop
 from esnac.search.settings import SearchSettings
-from esnac.search.trial import Outcome, Trial
+from esnac.search.trial import Outcome
 from esnac.search_spaces import SpaceSettings
 from esnac.surrogate.settings import SurrogateSettings
 
@@ -58,6 +59,27 @@ def test_ask_and_tell():
     assert [trial.number for trial in engine.ask(1)] == [3]
 
 
+def test_students_are_built_with_the_teacher_s_weights():
+    module = tiny()
+    engine = Searcher(module, (1, 8, 8), settings=SearchSettings(pool=20), surrogate=SMALL)
+    trial = engine.ask(1)[0]
+    student = engine.build(trial)
+    assert sum(p.numel() for p in student.parameters()) == trial.params
+    kept = student.graph.layers[0].out_shape[0]
+    first = student.state_dict()[f"{student.graph.layers[0].name}.weight"]
+    assert torch.equal(first, module[0].weight[:kept])
+    assert Searcher(engine.graph, surrogate=SMALL).build(trial).graph == student.graph
+
+
+def test_a_failure_can_be_told():
+    engine = searcher()
+    trial = engine.ask(1)[0]
+    assert engine.tell(trial, failure="no memory") is None
+    assert engine.outcomes[0].reason == "no memory"
+    with pytest.raises(EsnacError, match="takes one of"):
+        engine.tell(trial, accuracy=0.5, failure="both")
+
+
 def test_same_seed_same_proposals_and_never_twice():
     first, again, other = searcher(1), searcher(1), searcher(2)
     rows = [searched(engine) for engine in (first, again, other)]
@@ -67,35 +89,6 @@ def test_same_seed_same_proposals_and_never_twice():
     assert [row["trial"] for row in rows[0] if row["state"] == "DONE"] == list(range(12))
 
 
-@pytest.mark.parametrize("cut", range(0, 24, 3))
-def test_a_journal_cut_anywhere_resumes_to_the_same_search(cut):
-    whole = searched(searcher())
-    resumed = searcher()
-    restore(resumed, whole[:cut])
-    rows = whole[:cut] + searched(resumed)
-    key = lambda row: (row["trial"], row["state"])  # noqa: E731
-    assert sorted(rows, key=key) == sorted(whole, key=key)
-
-
-def test_failures_are_recorded_and_the_search_goes_on():
-    def sometimes(trial):
-        return Outcome(reason="out of luck") if trial.number % 2 else made_up(trial)
-
-    engine, rows = searcher(), []
-    search_loop(engine, SerialExecutor(sometimes), rows.extend)
-    failed = [row for row in rows if row["state"] == "FAILED"]
-    assert [row["trial"] for row in failed] == [1, 3, 5, 7, 9, 11]
-    assert failed[0]["reason"] == "out of luck"
-    assert all(trial.number % 2 == 0 for trial in engine.best(12))
-
-
-def test_when_everything_fails_the_search_says_so():
-    with pytest.raises(EsnacError, match="All 3 evaluations failed.*no memory"):
-        search_loop(
-            searcher(), SerialExecutor(lambda trial: Outcome(reason="no memory")), lambda rows: None
-        )
-
-
 def test_a_small_space_is_searched_to_its_end():
     space = SpaceSettings(moves=("remove",))
     settings = SearchSettings(steps=500, batch=8, pool=200)
@@ -103,17 +96,6 @@ def test_a_small_space_is_searched_to_its_end():
     search_loop(engine, SerialExecutor(made_up), lambda rows: None)
     removable = len(engine.space.removable)
     assert 0.9 * (2**removable - 1) <= len(engine.trials) <= 2**removable - 1
-
-
-def test_journal_rows_carry_number_and_state():
-    engine = searcher()
-    trial = engine.ask(1)[0]
-    row = proposed(trial)
-    assert (row["trial"], row["state"]) == (0, "PROPOSED")
-    assert Trial.from_plain(row) == trial
-    engine.tell(trial, Outcome(accuracy=0.5, seconds=2.0))
-    row = finished(engine, trial)
-    assert (row["state"], row["accuracy"], row["seconds"]) == ("DONE", 0.5, 2.0)
 
 
 @pytest.mark.parametrize("accuracy", [1.5, -0.1, float("nan")])

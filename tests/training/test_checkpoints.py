@@ -90,3 +90,24 @@ def test_a_failed_write_leaves_the_old_one(
     assert found is not None
     assert found.next_epoch == 3
     assert os.listdir(tmp_path) == [checkpoints.FILE]
+
+
+def test_two_writers_do_not_share_a_temporary_file(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, seen = torch.save, []
+
+    def interrupted(content: object, path: Path) -> None:
+        """Another process saves while this one does."""
+        monkeypatch.setattr(torch, "save", save)
+        checkpoints.save(tmp_path, dataclasses.replace(checkpoint, next_epoch=9))
+        seen.extend(os.listdir(tmp_path))
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    checkpoints.save(tmp_path, checkpoint)
+    assert checkpoints.FILE in seen
+    found = checkpoints.load(tmp_path, "print")
+    assert found is not None
+    assert found.next_epoch == 3
+    assert os.listdir(tmp_path) == [checkpoints.FILE]

@@ -56,3 +56,31 @@ def test_the_memory_format_of_the_weights_changes_nothing() -> None:
     plain = logits(model, data.train, data)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert torch.equal(plain, logits(model, data.train, data))
+
+
+def test_float32_is_not_tf32(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Looks(Brightest):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return super().forward(x)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    accuracy(Looks(), data.test, data)
+    logits(Looks(), data.test, data)
+    assert set(seen) == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_tf32_is_restored_after_an_error(data: DataSet) -> None:
+    class Fails(Brightest):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError
+
+    before = torch.backends.cudnn.allow_tf32
+    with pytest.raises(ValueError):
+        accuracy(Fails(), data.test, data)
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -181,6 +181,26 @@ def test_a_checkpoint_of_other_settings_is_not_used(data: DataSet, tmp_path: Pat
     assert equal(other, expected)
 
 
+def test_a_checkpoint_of_other_data_is_not_used(data: DataSet, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    wrong = dataclasses.replace(data.train, labels=data.train.labels.flip(0))
+    unsure = dataclasses.replace(data.validation, labels=data.validation.labels.flip(0))
+    others = [
+        dataclasses.replace(data, padding=0),
+        dataclasses.replace(data, flip=False),
+        dataclasses.replace(data, mean=(0.25,)),
+        dataclasses.replace(data, std=(0.25,)),
+        dataclasses.replace(data, train=wrong),
+        dataclasses.replace(data, validation=unsure),
+    ]
+    for number, other in enumerate(others):
+        folder = tmp_path / str(number)
+        run(make_model(), data, settings, checkpoint=folder)
+        seen: list[EpochRecord] = []
+        run(make_model(), other, settings, checkpoint=folder, on_epoch=seen.append)
+        assert len(seen) == 1, number
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> list[dict[str, Tensor]]:
     """Validation accuracies from `values`; returns the weights after each epoch, filled later."""
     states: list[dict[str, Tensor]] = []

@@ -39,6 +39,11 @@ def test_wrong_values_are_refused(values: dict[str, Any]) -> None:
         TrainingSettings(**{"epochs": 10, **values})
 
 
+def test_milestones_of_another_schedule_say_what_to_do() -> None:
+    with pytest.raises(SettingsError, match=r"set milestones=\[\]"):
+        TrainingSettings(epochs=10, schedule="cosine", milestones=(3,))
+
+
 def test_distills() -> None:
     assert not TrainingSettings(epochs=1).distills
     assert TrainingSettings(epochs=1, distillation="soft_targets").distills
