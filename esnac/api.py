@@ -533,7 +533,9 @@ def _targets(
 ) -> TeacherTargets:
     """The teacher's answers, shared by all trials and finalists."""
     seed = derive_seed(settings.seed, "augmentation")
-    return TeacherTargets(teacher.module, data, seed, device, settings.evaluation.precision)
+    return TeacherTargets(
+        teacher.module, data, seed, device, precision=settings.evaluation.precision
+    )
 
 
 def _finish(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -107,6 +107,24 @@ def resolve_precision(
             fast = has_amx() and mean_width >= AMX_WIDTH
         wanted = "bfloat16" if fast else "float32"
     return Numerics(torch.bfloat16 if wanted == "bfloat16" else torch.float32, channels_last=True)
+
+
+def without_known_faults(numerics: Numerics, model: nn.Module, device: torch.device) -> Numerics:
+    """`numerics`, but contiguous where channels-last is known to damage memory.
+
+    On CPUs, the backward pass of a strided 1x1 convolution in channels-last writes past its
+    buffers when a channel count is no multiple of 8 (torch 2.13, AVX2: stride 2, 4 to 33 channels,
+    sides 8 and 32 crash; 3x3, stride 1, multiples of 8 and the forward pass do not). Students often
+    have such shortcuts.
+    """
+    if device.type != "cpu" or not numerics.channels_last:
+        return numerics
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1}:
+            odd = layer.in_channels % 8 or layer.out_channels % 8
+            if odd and set(layer.stride) != {1}:
+                return replace(numerics, channels_last=False)
+    return numerics
 
 
 def has_amx() -> bool:

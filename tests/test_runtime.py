@@ -9,6 +9,7 @@ from torch import nn
 from esnac import runtime
 from esnac.errors import EsnacError, SettingsError
 from esnac.runtime import (
+    Numerics,
     derive_seed,
     evaluating,
     mean_width,
@@ -16,6 +17,7 @@ from esnac.runtime import (
     resolve_precision,
     seeded,
     torch_generator,
+    without_known_faults,
 )
 
 CPU = torch.device("cpu")
@@ -121,3 +123,20 @@ def test_seeded_repeats_and_consumes_nothing() -> None:
             draws.append(torch.rand(3))
     assert torch.equal(*draws)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("conv", "safe"),
+    [
+        (nn.Conv2d(16, 20, 1, stride=2), False),
+        (nn.Conv2d(5, 8, 1, stride=2), False),
+        (nn.Conv2d(16, 32, 1, stride=2), True),
+        (nn.Conv2d(5, 7, 1), True),
+        (nn.Conv2d(5, 7, 3, stride=2, padding=1), True),
+    ],
+)
+def test_channels_last_is_avoided_where_it_damages_memory(conv: nn.Module, safe: bool) -> None:
+    numerics = Numerics(torch.float32, channels_last=True)
+    model = nn.Sequential(nn.ReLU(), conv)
+    assert without_known_faults(numerics, model, CPU).channels_last is safe
+    assert without_known_faults(numerics, model, torch.device("cuda")).channels_last

@@ -29,9 +29,9 @@ class TeacherTargets:
         data: DataSet,
         seed: int,
         device: torch.device,
+        precision: WantedPrecision = "auto",
         max_bytes: int = 2**31,
         batch_size: int = 500,
-        precision: WantedPrecision = "auto",
     ) -> None:
         self.seed = seed
         self._teacher, self._data, self._device = teacher, data, device

@@ -25,6 +25,7 @@ from esnac.runtime import (
     resolve_precision,
     seeded,
     torch_generator,
+    without_known_faults,
 )
 from esnac.settings import to_plain
 from esnac.training import checkpoints
@@ -97,6 +98,7 @@ def fit(
     _check(data, settings, targets, augmentation_seed)
     width = mean_width(model, data.input_shape, device) if settings.precision == "auto" else 0.0
     numerics = resolve_precision(settings.precision, device, width)
+    numerics = without_known_faults(numerics, model, device)
     model.to(memory_format=numerics.memory_format)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, settings)
     run = _Run(model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -58,29 +60,40 @@ def test_the_memory_format_of_the_weights_changes_nothing() -> None:
     assert torch.equal(plain, logits(model, data.train, data))
 
 
-def test_float32_is_not_tf32(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 is on, as it may be on a GPU. Not by monkeypatch, which cannot undo it."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def tf32_allowed() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+def test_float32_is_not_tf32(data: DataSet, tf32: None) -> None:
     seen = []
 
     class Looks(Brightest):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            seen.append(tf32_allowed())
             return super().forward(x)
 
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     accuracy(Looks(), data.test, data)
+    assert tf32_allowed() == (True, True)
     logits(Looks(), data.test, data)
+    assert tf32_allowed() == (True, True)
     assert set(seen) == {(False, False)}
-    assert torch.backends.cudnn.allow_tf32
-    assert torch.backends.cuda.matmul.allow_tf32
 
 
-def test_tf32_is_restored_after_an_error(data: DataSet) -> None:
+def test_tf32_is_restored_after_an_error(data: DataSet, tf32: None) -> None:
     class Fails(Brightest):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise ValueError
+            raise ZeroDivisionError
 
-    before = torch.backends.cudnn.allow_tf32
-    with pytest.raises(ValueError):
+    with pytest.raises(ZeroDivisionError):
         accuracy(Fails(), data.test, data)
-    assert torch.backends.cudnn.allow_tf32 == before
+    assert tf32_allowed() == (True, True)
