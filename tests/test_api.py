@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,9 +138,7 @@ def test_a_failing_trial_does_not_end_the_search(
         calls.append(settings)
         if len(calls) % 2:
             return honest(model, images, settings, **more)
-        return honest(
-            model, images, esnac.training.TrainingSettings(epochs=2, learning_rate=1e30), **more
-        )
+        return honest(model, images, replace(settings, learning_rate=1e30), **more)
 
     monkeypatch.setattr(evaluation, "fit", sometimes)
     path = api.start(choices(), folders(tmp_path), device=DEVICE)
