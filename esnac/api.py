@@ -181,34 +181,37 @@ def prepare_teacher(
         raise WeightsError(
             f"The run's teacher {name} is gone (looked in {looked}): use --teachers."
         )
-    return _teacher(module, data, device, card.accuracy, card.validation_accuracy)
+    return _teacher(*_as_network(module, data, device), card.accuracy, card.validation_accuracy)
+
+
+def _as_network(
+    module: nn.Module, data: DataSet, device: torch.device
+) -> tuple[StudentNetwork, dict[str, Tensor]]:
+    """`module` (not changed) as a network of this package on `device`; its weights on the CPU."""
+    graph = trace(module, data.input_shape)
+    _check_outputs(graph, data)
+    state = {key: _as_float(value.detach().cpu()) for key, value in module.state_dict().items()}
+    weights = teacher_weights(graph, state, ignore_unused=True)
+    return StudentNetwork(graph, weights).to(device).eval(), weights
 
 
 def _teacher(
-    module: nn.Module, data: DataSet, device: torch.device, test: float, validation: float
+    network: StudentNetwork, weights: Mapping[str, Tensor], test: float, validation: float
 ) -> Teacher:
-    """`module` (not changed) as a network of this package with its measured accuracies."""
-    graph = trace(module, data.input_shape)
-    state = {key: _as_float(value.detach().cpu()) for key, value in module.state_dict().items()}
-    weights = teacher_weights(graph, state, ignore_unused=True)
-    network = StudentNetwork(graph, weights).to(device).eval()
+    """A teacher with its accuracies; an EsnacError for one that knows nothing."""
     if min(test, validation) == 0:
         raise EsnacError(
             "The teacher is right on no image of the validation or test split: "
             "is it trained, and for this data?"
         )
-    return Teacher(network, graph, weights, test, validation)
+    return Teacher(network, network.graph, weights, test, validation)
 
 
 def _measured(module: nn.Module, data: DataSet, device: torch.device) -> Teacher:
     """A user's trained module as a teacher."""
-    graph = trace(module, data.input_shape)
-    _check_outputs(graph, data)
-    state = {key: _as_float(value.detach().cpu()) for key, value in module.state_dict().items()}
-    weights = teacher_weights(graph, state, ignore_unused=True)
-    network = StudentNetwork(graph, weights).to(device).eval()
+    network, weights = _as_network(module, data, device)
     test, validation = (accuracy(network, part, data) for part in (data.test, data.validation))
-    return _teacher(module, data, device, test, validation)
+    return _teacher(network, weights, test, validation)
 
 
 def _as_float(tensor: Tensor) -> Tensor:

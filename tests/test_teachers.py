@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -112,7 +111,6 @@ def test_a_damaged_card(tmp_path):
     (tmp_path / "t" / "card.json").write_text(json.dumps({"network": "tiny"}))
     with pytest.raises(WeightsError, match="not a teacher's card"):
         teachers.load(tmp_path / "t", tiny())
-    assert replace(CARD, seed=2).seed == 2
 
 
 def test_a_prefix_is_stripped_only_from_all_keys_and_when_it_is_not_the_networks_own(tmp_path):

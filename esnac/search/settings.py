@@ -1,4 +1,4 @@
-"""All settings of a run in one tree, and the presets."""
+"""All settings of a run in one tree."""
 
 from __future__ import annotations
 
