@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from _machine import print_machine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    machine(args.threads)
+    print_machine(args.threads, "torch", "gpytorch", "botorch")
     graphs, steps, candidates = (40, 20, 200) if args.quick else (80, 100, 1000)
     figures: dict[str, float | int | bool | None] = {}
     figures["fit_s"], figures["score_s"] = fit_and_score(graphs, steps, candidates, FEATURES, 4)
@@ -56,24 +55,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     return parser.parse_args(argv)
-
-
-def machine(threads: int) -> None:
-    """One line on standard error: versions, threads, processor."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "gpytorch", "botorch"))
-    versions += f", Python {platform.python_version()}"
-    where = f"{threads} of {os.cpu_count()} threads, {processor()}, {platform.system()}"
-    print(f"{versions}; {where}", file=sys.stderr)
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def fit_and_score(

@@ -26,13 +26,14 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from _machine import print_machine
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     setting = Setting(
         teacher.to(device).eval(), student.to(device), make_data(images, device), device, workers
     )
-    machine(args.threads)
+    print_machine(args.threads, "torch")
     figures = measure(setting, rounds)
     numerics = resolve_precision("auto", device, mean_width(student, (3, 32, 32), device))
     figures |= {"compression": round(1 - params(student) / params(teacher), 4)}
@@ -96,25 +97,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="training images per round")
     parser.add_argument("--rounds", type=int, help="turns of each side")
     return parser.parse_args(argv)
-
-
-def machine(threads: int) -> None:
-    """One line on standard error: versions, threads, processor."""
-    import torch
-
-    capability = torch.backends.cpu.get_cpu_capability()
-    python = f"torch {torch.__version__}, Python {platform.python_version()}"
-    where = f"{threads} of {os.cpu_count()} threads, {processor()} ({capability})"
-    print(f"{python}; {where}, {platform.system()}", file=sys.stderr)
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def networks() -> tuple[nn.Module, nn.Module]:

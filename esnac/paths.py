@@ -66,11 +66,6 @@ def data_folder(flag: str | Path | None = None) -> Path:
     return _possible("data", "--data")
 
 
-def shipped_folder(name: str) -> Path | None:
-    """The folder `name` of the checkout, else of `share/esnac` of the installation, else None."""
-    return next((folder for folder in _shipped(name) if folder.is_dir()), None)
-
-
 def _writable(name: str, option: str, flag: str | Path | None) -> Path:
     if flag is not None:
         return _possible(flag, option)

@@ -7,10 +7,14 @@ state_dict is in `weights.safetensors`. Weights from elsewhere are read from saf
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import pickle
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,6 @@ from torch import Tensor, nn
 
 from esnac import files
 from esnac.errors import EsnacError, WeightsError
-from esnac.runs import file_name, write_json
 from esnac.settings import load_toml
 
 WEIGHTS = "weights.safetensors"
@@ -66,7 +69,7 @@ def folder_name(network: str, dataset: str, data: Mapping[str, Any]) -> str:
     """
     from esnac.data import DataSettings
 
-    name = f"{file_name(network)}-{file_name(dataset)}"
+    name = f"{files.safe_name(network)}-{files.safe_name(dataset)}"
     if ":" in dataset:
         name += "-" + hashlib.sha256(dataset.encode()).hexdigest()[:8]
     for key, default in asdict(DataSettings()).items():
@@ -102,7 +105,7 @@ def save(folder: Path, network: nn.Module, card: Card) -> Card:
     except (OSError, SafetensorError) as error:
         raise EsnacError(f"Cannot write {folder / WEIGHTS}: {error}.") from None
     card = Card(**{**asdict(card), "sha256": _sha256(folder / WEIGHTS)})
-    write_json(folder / "card.json", asdict(card))
+    files.write_json(folder / "card.json", asdict(card))
     return card
 
 
@@ -112,6 +115,33 @@ def find(folders: list[Path], name: str) -> Path | None:
         if (folder / name / "card.json").is_file():
             return folder / name
     return None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a teacher's folder while it is filled; waits for another process that does so.
+
+    Raises EsnacError when the folder cannot be written. A folder that stays empty is removed.
+    """
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = files.lock(lock)
+        except files.LockedError as error:
+            print(f"{error.owner} is training {folder}: waiting for it.", file=sys.stderr)
+            handle = files.lock(lock, wait=True)
+    except OSError as error:
+        raise EsnacError(f"Cannot write {folder}: {files.reason(error)}.") from None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        if {path.name for path in folder.iterdir()} <= {lock.name}:
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
+                folder.rmdir()
 
 
 def load(folder: Path, network: nn.Module) -> Card:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import esnac
-from esnac import api, data
+from esnac import api, data, preparation
 from esnac.errors import EsnacError, RunError
 from esnac.search import evaluation
 from esnac.settings import to_plain
@@ -209,11 +209,11 @@ def two_classes() -> data.DataSet:
 
 
 def test_a_model_that_knows_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "accuracy", lambda *_: 0.0)
+    monkeypatch.setattr(preparation, "accuracy", lambda *_: 0.0)
     with pytest.raises(EsnacError, match="trained"):
-        api._measured(Tiny(num_classes=2), two_classes(), torch.device("cpu"))
+        preparation.measured_teacher(Tiny(num_classes=2), two_classes(), torch.device("cpu"))
 
 
 def test_a_model_for_other_classes_is_noticed() -> None:
     with pytest.raises(EsnacError, match="7 outputs.*2 classes"):
-        api._measured(Tiny(num_classes=7), two_classes(), torch.device("cpu"))
+        preparation.measured_teacher(Tiny(num_classes=7), two_classes(), torch.device("cpu"))

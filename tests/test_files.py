@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from esnac import files
+from esnac.errors import EsnacError
 
 
 def test_replaces_with_the_mode_of_any_new_file(tmp_path: Path) -> None:
@@ -64,3 +66,26 @@ def test_the_content_is_on_the_disk_before_the_name(
     monkeypatch.setattr(os, "replace", renamed)
     files.replace(tmp_path / "a", lambda temporary: temporary.write_text("new"))
     assert order == ["content", "rename", "folder"]
+
+
+def test_write_json_replaces_or_leaves(tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    files.write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(file, {"a": object()})
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["card.json"]
+    with pytest.raises(EsnacError, match="Cannot write"):
+        files.write_json(tmp_path / "missing/card.json", {})
+
+
+def test_a_lock_is_exclusive_until_its_handle_closes(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    handle = files.lock(path)
+    assert handle is not None
+    with pytest.raises(files.LockedError, match=f"process {os.getpid()}"):
+        files.lock(path)
+    os.close(handle)
+    again = files.lock(path)
+    assert again is not None
+    os.close(again)

@@ -15,10 +15,10 @@ import pytest
 #: From the ground up. A room is a folder or a file of the package.
 FLOORS = (
     {"errors", "settings", "files", "runtime", "paths", "objective"},
-    {"data", "networks", "graphs", "search_spaces", "teachers", "runs", "executors"},
+    {"data", "networks", "graphs", "search_spaces", "teachers", "runs", "journal", "executors"},
     {"training", "surrogate", "distillation"},
     {"search", "stages", "report"},
-    {"api"},
+    {"preparation", "api"},
     {"cli"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

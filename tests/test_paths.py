@@ -50,8 +50,6 @@ def test_search_spaces_in_each_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert paths.search_spaces_folder() == tmp_path / places[0] / "search_spaces"
             (tmp_path / "site/setup.cfg").touch()
         assert paths.search_spaces_folder() == folder
-    assert paths.shipped_folder("search_spaces") == tmp_path / "site/search_spaces"
-    assert paths.shipped_folder("nothing") is None
 
 
 def test_search_spaces_of_a_flag_must_exist(tmp_path: Path) -> None:

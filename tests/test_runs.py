@@ -401,20 +401,6 @@ def test_a_killed_process_keeps_its_lines_and_no_lock(tmp_path: Path) -> None:
     assert len(numbers) > (int(rest[-1]) if rest else 19), "an acknowledged line was lost"
 
 
-# Other files
-
-
-def test_write_json_replaces_or_leaves(tmp_path: Path) -> None:
-    file = tmp_path / "card.json"
-    runs.write_json(file, {"a": 1})
-    with pytest.raises(TypeError):
-        runs.write_json(file, {"a": object()})
-    assert json.loads(file.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["card.json"]
-    with pytest.raises(RunError, match="Cannot write"):
-        runs.write_json(tmp_path / "missing/card.json", {})
-
-
 def test_compare() -> None:
     old = {"seed": 1, "search": {"steps": 20, "rates": [1, 2]}, "path": "/a"}
     assert runs.compare(old, {**old, "search": {"steps": 20, "rates": (1, 2)}}) == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from esnac.api import Choices, Folders
+    from esnac.preparation import Choices, Folders
 
 _FOLDERS = {
     "runs": "folder of the runs (default: $ESNAC_HOME/runs, else ./runs)",
@@ -77,7 +77,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def folders(args: argparse.Namespace) -> Folders:
     """The folders named by the arguments, found where no argument names one."""
     from esnac import paths
-    from esnac.api import Folders
+    from esnac.preparation import Folders
 
     flags = vars(args)
     return Folders(
@@ -93,7 +93,7 @@ def folders(args: argparse.Namespace) -> Folders:
 
 def choices(args: argparse.Namespace) -> Choices:
     """What the arguments ask for."""
-    from esnac.api import Choices
+    from esnac.preparation import Choices
 
     flags = vars(args)
     return Choices(

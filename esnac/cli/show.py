@@ -147,9 +147,9 @@ def _architecture(opened: Run, summary: RunSummary, number: int | None) -> Path:
 
 def _draw(architecture: Path, file: Path) -> None:
     from esnac.errors import RunError
+    from esnac.files import write_text
     from esnac.graphs import draw
     from esnac.graphs.arch_graph import ArchGraph
-    from esnac.runs import write_text
 
     try:
         content = architecture.read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from esnac.data.batches import evaluation_batches, training_batches
-from esnac.data.sets import DataSet, ImageSet
+from esnac.data.batches import training_batches
+from esnac.data.sets import DataSet
 from esnac.runtime import WantedPrecision, evaluating, mean_width, resolve_precision
 
 #: Where fewer epochs than this would fit in memory as float32, they are stored as float16.
@@ -50,13 +50,6 @@ class TeacherTargets:
                 return logits
             self._stored[epoch] = logits
         return self._stored[epoch]
-
-    def logits(self, images: ImageSet) -> Tensor:
-        """N x classes logits (float32) of `images` as they are."""
-        batches = evaluation_batches(
-            images, self._data, self._batch_size, memory_format=self._numerics.memory_format
-        )
-        return self._run((inputs for inputs, _ in batches), len(images))
 
     @property
     def stored_bytes(self) -> int:

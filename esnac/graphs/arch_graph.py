@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-
 from esnac.errors import EsnacError
 
 #: The "layer" that stands for the network's input in `Layer.inputs`.
@@ -60,14 +58,6 @@ class ArchGraph:
     def edges(self) -> list[tuple[int, int]]:
         """Pairs (from, to) of layer numbers, the network's input left out."""
         return [(i, j) for j, layer in enumerate(self.layers) for i in layer.inputs if i != INPUT]
-
-    def digraph(self) -> nx.DiGraph:
-        """The same as a networkx graph: nodes are layer numbers with the fields as attributes."""
-        graph = nx.DiGraph(input_shape=self.input_shape)
-        for number, layer in enumerate(self.layers):
-            graph.add_node(number, name=layer.name, kind=layer.kind, out_shape=layer.out_shape)
-        graph.add_edges_from(self.edges())
-        return graph
 
     def to_json(self) -> str:
         """A JSON text that `from_json` reads back to an equal graph."""

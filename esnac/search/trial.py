@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from esnac.graphs.moves import Moves
@@ -58,6 +58,3 @@ class Outcome:
     @property
     def state(self) -> State:
         return "FAILED" if self.accuracy is None else "DONE"
-
-    def to_plain(self) -> dict[str, Any]:
-        return asdict(self)

@@ -14,6 +14,7 @@ from torch import nn
 from esnac import __version__, teachers
 from esnac.data import DataSet
 from esnac.distillation.losses import make_loss
+from esnac.errors import TrainingError
 from esnac.graphs.cost import cost
 from esnac.graphs.trace import trace
 from esnac.runtime import derive_seed
@@ -54,12 +55,18 @@ def train_teacher(
         checkpoint=checkpoint,
         on_epoch=on_epoch,
     )
+    test, validation = (accuracy(module, part, data) for part in (data.test, data.validation))
+    if min(test, validation) == 0:
+        raise TrainingError(
+            f"After {job.training.epochs} epochs the teacher is right on no image of the "
+            "validation or test split. Train it longer: --set teacher.epochs=N."
+        )
     spent = cost(graph)
     card = teachers.Card(
         network=job.network,
         dataset=job.dataset,
-        accuracy=accuracy(module, data.test, data),
-        validation_accuracy=accuracy(module, data.validation, data),
+        accuracy=test,
+        validation_accuracy=validation,
         params=spent.params,
         macs=spent.macs,
         data=dict(job.data_settings),

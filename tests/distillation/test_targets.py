@@ -95,13 +95,6 @@ def test_the_teacher_is_left_as_it_was(data: DataSet, teacher: Teacher) -> None:
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_logits_of_images_as_they_are(data: DataSet, teacher: Teacher) -> None:
-    targets = TeacherTargets(teacher, data, seed=7, device=CPU, batch_size=4)
-    pixels = (data.validation.images.float() / 255 - data.mean[0]) / data.std[0]
-    expected = teacher.eval()(pixels)
-    torch.testing.assert_close(targets.logits(data.validation), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_the_precision_is_the_wanted_one(data: DataSet, teacher: Teacher) -> None:
     exact = TeacherTargets(teacher, data, seed=7, device=CPU, precision="float32").epoch(0)
     rough = TeacherTargets(teacher, data, seed=7, device=CPU, precision="bfloat16").epoch(0)

@@ -39,7 +39,6 @@ def test_damaged_moves_are_named() -> None:
 )
 def test_state_of_an_outcome(outcome: Outcome, state: str) -> None:
     assert outcome.state == state
-    assert Outcome(**json.loads(json.dumps(outcome.to_plain()))) == outcome
 
 
 @pytest.mark.parametrize("fields", [{}, {"accuracy": 0.5, "reason": "both"}])
