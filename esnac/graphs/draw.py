@@ -195,8 +195,8 @@ def _shapes(graph: ArchGraph, places: dict[int, _Place]) -> list[str]:
 
 
 def _title(graph: ArchGraph) -> str:
-    removed = sum(layer.kind == "identity" and len(layer.inputs) == 1 for layer in graph.layers)
-    text = f"{len(graph)} layers" + (f", {removed} of them removed" if removed else "")
+    identities = sum(layer.kind == "identity" for layer in graph.layers)
+    text = f"{len(graph)} layers" + (f", {identities} of them identities" if identities else "")
     return f'<text class="title" x="{MARGIN}" y="{MARGIN + 8}">{text}</text>'
 
 

@@ -69,7 +69,7 @@ def test_a_removed_layer_is_pale(resnet: ArchGraph) -> None:
     layers[4] = replace(layers[4], kind="identity", attributes={}, source=None)
     text = draw(ArchGraph(tuple(layers), resnet.input_shape))
     assert text.count('class="pale"') == 1
-    assert "64 layers, 1 of them removed" in text
+    assert "64 layers, 1 of them identities" in text
     assert boxes(text)[layers[4].name][2] != boxes(text)[layers[5].name][2]
 
 
