@@ -67,7 +67,7 @@ def test_a_run_leaves_journal_students_scalars_and_a_teacher(finished: Path) -> 
         assert (finished / "trials" / f"{number:04d}" / "weights.safetensors").is_file()
     assert list((finished / "tensorboard").iterdir())
     teacher = finished.parent.parent / "teachers" / "resnet20-digits-limit300"
-    assert {path.name for path in teacher.iterdir()} == {"card.json", "weights.safetensors"}
+    assert set(os.listdir(teacher)) == {".lock", "card.json", "weights.safetensors"}
     assert not (finished / "finalists" / "0" / "checkpoint").exists()
 
 

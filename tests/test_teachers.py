@@ -1,4 +1,7 @@
 import json
+import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +172,30 @@ def test_a_teachers_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "t").write_text("")
     with pytest.raises(EsnacError, match=r"t/weights.safetensors"):
         teachers.save(tmp_path / "t", tiny(), CARD)
+
+
+def test_a_teacher_that_is_being_trained_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a-b"
+    order: list[str] = []
+
+    def second() -> None:
+        with teachers.held(folder):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with teachers.held(folder):
+        (folder / "card.json").write_text("{}")
+        waiting.start()
+        waiting.join(0.5)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert f"process {os.getpid()} is training {folder}: waiting" in capsys.readouterr().err
+
+
+def test_a_teacher_s_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), teachers.held(tmp_path / "a-b"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []

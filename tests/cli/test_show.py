@@ -137,7 +137,7 @@ def test_what_cannot_be_drawn(run: Run, tmp_path: Path) -> None:
     students.save(run.trial_folder(11), StudentNetwork(GRAPH))
     with pytest.raises(RunError, match=r"No architecture\.json in .*0012"):
         call("a", "12", "--svg", "x.svg")
-    with pytest.raises(RunError, match="Cannot write"):
+    with pytest.raises(EsnacError, match="Cannot write"):
         call("a", "11", "--svg", "missing/x.svg")
     (run.trial_folder(11) / "architecture.json").write_text("{")
     with pytest.raises(EsnacError, match=r"0011.architecture\.json"):
