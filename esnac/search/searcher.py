@@ -16,11 +16,13 @@ from esnac.graphs.network import StudentNetwork, teacher_weights
 from esnac.graphs.space import Space
 from esnac.graphs.trace import trace
 from esnac.objective import compression, reward
-from esnac.search.proposer import Observations, PaperProposer, SpaceExhaustedError
-from esnac.search.settings import SearchSettings
+from esnac.search.engines import make_engine
+from esnac.search.objectives import Objective
+from esnac.search.proposer import History, SpaceExhaustedError
+from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Outcome, Trial
 from esnac.search_spaces import SpaceSettings
-from esnac.surrogate.settings import SurrogateSettings
+from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 
 
 class Searcher:
@@ -45,6 +47,8 @@ class Searcher:
         settings: SearchSettings | None = None,
         space: SpaceSettings | None = None,
         surrogate: SurrogateSettings | None = None,
+        model: EnsembleSettings | None = None,
+        objective: ObjectiveSettings | None = None,
         seed: int = 127,
     ) -> None:
         self._weights: dict[str, Tensor] | None = None
@@ -72,8 +76,15 @@ class Searcher:
         self.teacher_cost = cost(self.graph)
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
-        self._proposer = PaperProposer(
-            self.space, self.settings, self.space_settings, surrogate or SurrogateSettings(), seed
+        self.objective = Objective(self.space, teacher_accuracy, objective)
+        self._engine = make_engine(
+            self.space,
+            self.objective,
+            self.settings,
+            self.space_settings,
+            surrogate or SurrogateSettings(),
+            model or EnsembleSettings(),
+            seed,
         )
         self._seen: set[bytes] = set(self.space.identity().keys())
 
@@ -88,24 +99,25 @@ class Searcher:
         They count as step `step` (default: a new one) and rest on the results of earlier steps.
         """
         step = self.steps if step is None else step
-        observed = self._observations(step)
+        try:
+            proposal = self._engine.propose(n, self._history(step))
+        except SpaceExhaustedError:
+            return []
+        candidates = proposal.candidates
+        params, macs = candidate_costs(self.space, candidates)
+        keys = candidates.keys()
         asked = []
-        for _ in range(n):
-            number = len(self.trials)
-            try:
-                candidate = self._proposer.propose(number, observed, self._seen)
-            except SpaceExhaustedError:
-                break
-            params, macs = candidate_costs(self.space, candidate)
+        for row, expected in enumerate(proposal.expected):
             trial = Trial(
-                number=number,
+                number=len(self.trials),
                 step=step,
-                moves=self.space.moves(candidate, 0),
-                params=int(params[0]),
-                macs=int(macs[0]),
-                ratio=compression(int(params[0]), self.teacher_cost.params),
+                moves=self.space.moves(candidates, row),
+                params=int(params[row]),
+                macs=int(macs[row]),
+                ratio=compression(int(params[row]), self.teacher_cost.params),
+                expected=expected,
             )
-            self._add(trial, candidate.keys()[0])
+            self._add(trial, keys[row])
             asked.append(trial)
         return asked
 
@@ -152,11 +164,18 @@ class Searcher:
             return None
         return reward(trial.ratio, outcome.accuracy, self.teacher_accuracy)
 
+    def value(self, trial: Trial) -> float | None:
+        """What the search maximises, of a trial: its f, or its accuracy over the teacher's."""
+        outcome = self.outcomes.get(trial.number)
+        if outcome is None or outcome.accuracy is None:
+            return None
+        return self.objective.value(trial.params, outcome.accuracy)
+
     def best(self, k: int = 1) -> list[Trial]:
-        """The k trials with the largest f, best first; of equal ones the earlier."""
-        rewards = {trial.number: self.f(trial) for trial in self.trials}
-        done = [trial for trial in self.trials if rewards[trial.number] is not None]
-        return sorted(done, key=lambda trial: -(rewards[trial.number] or 0.0))[:k]
+        """The k trials with the largest value, best first; of equal ones the earlier."""
+        values = {trial.number: self.value(trial) for trial in self.trials}
+        done = [trial for trial in self.trials if values[trial.number] is not None]
+        return sorted(done, key=lambda trial: -(values[trial.number] or 0.0))[:k]
 
     def student(self, trial: Trial | Moves) -> ArchGraph:
         """The architecture of a trial."""
@@ -175,7 +194,18 @@ class Searcher:
         self.trials.append(trial)
         self._seen.add(key)
 
-    def _observations(self, step: int) -> Observations:
+    def _history(self, step: int) -> History:
         told = [t for t in self.trials if t.step < step and self.f(t) is not None]
-        rewards = np.array([self.f(trial) for trial in told], dtype=np.float64)
-        return Observations(self.space.candidates(trial.moves for trial in told), rewards)
+        pending = [t for t in self.trials if t.step == step or t.number not in self.outcomes]
+        values = [self.value(trial) for trial in told]
+        accuracies = [self.outcomes[trial.number].accuracy for trial in told]
+        return History(
+            step=step,
+            number=len(self.trials),
+            observed=self.space.candidates(trial.moves for trial in told),
+            steps=np.array([trial.step for trial in told], dtype=np.int64),
+            accuracy=np.array(accuracies, dtype=np.float64),
+            value=np.array(values, dtype=np.float64),
+            pending=self.space.candidates(trial.moves for trial in pending),
+            seen=self._seen,
+        )

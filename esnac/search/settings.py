@@ -13,16 +13,38 @@ from esnac.training import TrainingSettings
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """The loop of Cao et al. 2019: `steps` times, `batch` kernels propose one student each."""
+class ObjectiveSettings:
+    """What the search maximises, and limits that every proposal keeps."""
 
-    engine: Literal["paper"] = "paper"
+    #: "f": c (2 - c) a, as published; "accuracy": the accuracy alone, for use with limits.
+    kind: Literal["f", "accuracy"] = "f"
+    max_params: int | None = None
+    max_macs: int | None = None
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The loop: `steps` times `batch` students are proposed by the engine and evaluated."""
+
+    engine: Literal["esnac", "paper", "random", "evolution", "features", "tpe"] = "paper"
     steps: int = 20
     batch: int = 8
-    #: Random candidates that each kernel scores.
+    #: Candidates that the model scores: for each kernel ("paper"), for each step ("esnac").
     pool: int = 1000
-    #: Chance that an observation belongs to the half on which a kernel is trained.
+    #: Chance that an observation belongs to the half on which a kernel is trained ("paper").
     bagging: float = 0.5
+    #: Shares of parameters saved between which the first batch is spread ("esnac").
+    spread: tuple[float, float] = (0.6, 0.97)
+    #: Best observed students that the model looks at again, and how many of them become parents.
+    considered: int = 100
+    parents: int = 24
+    #: Times that the best candidates found are varied again.
+    rounds: int = 2
+    #: Candidates from which the batch is chosen.
+    shortlist: int = 200
+    #: Students alive and contestants of a tournament ("evolution").
+    population: int = 40
+    tournament: int = 10
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "pool"):
