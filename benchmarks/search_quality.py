@@ -21,12 +21,20 @@ Prints a table and, on its last line, one JSON object:
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import statistics
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _machine import print_machine
 
 TEACHER = 0.75
 NOISE = 0.015

@@ -17,6 +17,7 @@ from torch import nn
 from esnac import data as data_room
 from esnac import networks, teachers
 from esnac.data import DataSet
+from esnac.deployment.latency import LayerTimes
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError, RunError, SettingsError, TrainingError, WeightsError
 from esnac.executors import SerialExecutor
@@ -134,7 +135,7 @@ def finish(
         )
         _refuse_other_teacher(run, teacher)
         targets = _targets(teacher, settings, data, where)
-        searcher = _searcher(teacher, settings)
+        searcher = _searcher(run, teacher, settings, where)
         restore(searcher, run.events())
         _finish(run, settings, data, teacher, targets, searcher, where)
 
@@ -230,13 +231,17 @@ def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
         )
 
 
-def _searcher(teacher: Teacher, settings: RunSettings) -> Searcher:
+def _searcher(run: Run, teacher: Teacher, settings: RunSettings, device: torch.device) -> Searcher:
+    times = LayerTimes(device, cache=run.path / "latency.json")
     return Searcher(
         teacher.graph,
         teacher_accuracy=teacher.validation_accuracy,
         settings=settings.search,
         space=settings.space,
         surrogate=settings.surrogate,
+        model=settings.model,
+        objective=settings.objective,
+        latency=times.candidates,
         seed=settings.seed,
     )
 
@@ -246,7 +251,7 @@ def _run(
 ) -> None:
     """Search and full training, from wherever the journal says the run stands."""
     events = run.events()
-    searcher = _searcher(teacher, settings)
+    searcher = _searcher(run, teacher, settings, device)
     restore(searcher, events)
     _record_start(run, settings, teacher)
     _refuse_other_teacher(run, teacher)
@@ -268,7 +273,7 @@ def _run(
             def record(rows: Sequence[dict[str, Any]]) -> None:
                 run.append_many(rows)
                 for row in rows:
-                    if row["state"] == "DONE":
+                    if row.get("state") == "DONE":
                         scalars.trial(row)
 
             def progress(searcher: Searcher) -> None:
@@ -299,6 +304,7 @@ def _record_start(run: Run, settings: RunSettings, teacher: Teacher) -> None:
             "dataset": settings.dataset,
             "seed": settings.seed,
             "engine": settings.search.engine,
+            "objective": settings.objective.kind,
             "versions": versions(),
         },
         {

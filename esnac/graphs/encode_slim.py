@@ -59,10 +59,12 @@ class SlimEncoder:
 def _link(rows: np.ndarray, candidate: np.ndarray, edges: np.ndarray) -> None:
     """Counts edges (E x 2) of `candidate` (E) into `rows` (N x L x 20)."""
     start, end = edges.T
-    np.add.at(rows, (candidate, end, _IN), 1)
-    np.add.at(rows, (candidate, start, _OUT), 1)
-    np.maximum.at(rows, (candidate, end, _SPAN_IN), end - start)
-    np.maximum.at(rows, (candidate, start, _SPAN_OUT), end - start)
+    flat, (_, depth, features) = rows.reshape(-1), rows.shape
+    came, went = ((candidate * depth + layer) * features for layer in (end, start))
+    np.add.at(flat, came + _IN, 1)
+    np.add.at(flat, went + _OUT, 1)
+    np.maximum.at(flat, came + _SPAN_IN, end - start)
+    np.maximum.at(flat, went + _SPAN_OUT, end - start)
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:

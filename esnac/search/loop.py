@@ -41,6 +41,15 @@ def search_loop(
         record([proposed(trial) for trial in trials])
         _evaluate(searcher, trials, executor, record, progress)
         _check_success(searcher)
+        if searcher.objective.settings.kind == "pareto":
+            record([front(searcher, step)])
+
+
+def front(searcher: Searcher, step: int) -> dict[str, Any]:
+    """The journal row of the archive after a step of a pareto search."""
+    trials, volume = searcher.front()
+    numbers = [trial.number for trial in trials]
+    return {"event": "front", "step": step, "trials": numbers, "hypervolume": volume}
 
 
 def proposed(trial: Trial) -> dict[str, Any]:

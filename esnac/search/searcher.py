@@ -13,11 +13,18 @@ from esnac.graphs.cost import candidate_costs, cost
 from esnac.graphs.inherit import inherit
 from esnac.graphs.moves import Moves
 from esnac.graphs.network import StudentNetwork, teacher_weights
-from esnac.graphs.space import Space
+from esnac.graphs.space import Candidates
 from esnac.graphs.trace import trace
 from esnac.objective import compression, reward
+from esnac.search.earlier import Earlier, space_of
 from esnac.search.engines import make_engine
-from esnac.search.objectives import Objective
+from esnac.search.objectives import (
+    Latency,
+    Objective,
+    dominators,
+    hypervolume,
+    spread_of_front,
+)
 from esnac.search.proposer import History, SpaceExhaustedError
 from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Outcome, Trial
@@ -49,6 +56,8 @@ class Searcher:
         surrogate: SurrogateSettings | None = None,
         model: EnsembleSettings | None = None,
         objective: ObjectiveSettings | None = None,
+        latency: Latency | None = None,
+        earlier: Earlier | None = None,
         seed: int = 127,
     ) -> None:
         self._weights: dict[str, Tensor] | None = None
@@ -66,17 +75,11 @@ class Searcher:
         self.teacher_accuracy = teacher_accuracy
         self.settings = settings or SearchSettings()
         self.space_settings = space or SpaceSettings()
-        self.space = Space(
-            self.graph,
-            tie=self.space_settings.tied_by,
-            protected=self.space_settings.protected,
-            multiple=self.space_settings.multiple,
-            minimum=self.space_settings.minimum,
-        )
+        self.space = space_of(self.graph, self.space_settings)
         self.teacher_cost = cost(self.graph)
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
-        self.objective = Objective(self.space, teacher_accuracy, objective)
+        self.objective = Objective(self.space, teacher_accuracy, objective, latency)
         self._engine = make_engine(
             self.space,
             self.objective,
@@ -84,6 +87,7 @@ class Searcher:
             self.space_settings,
             surrogate or SurrogateSettings(),
             model or EnsembleSettings(),
+            earlier,
             seed,
         )
         self._seen: set[bytes] = set(self.space.identity().keys())
@@ -164,18 +168,30 @@ class Searcher:
             return None
         return reward(trial.ratio, outcome.accuracy, self.teacher_accuracy)
 
-    def value(self, trial: Trial) -> float | None:
-        """What the search maximises, of a trial: its f, or its accuracy over the teacher's."""
-        outcome = self.outcomes.get(trial.number)
-        if outcome is None or outcome.accuracy is None:
-            return None
-        return self.objective.value(trial.params, outcome.accuracy)
-
     def best(self, k: int = 1) -> list[Trial]:
-        """The k trials with the largest value, best first; of equal ones the earlier."""
-        values = {trial.number: self.value(trial) for trial in self.trials}
-        done = [trial for trial in self.trials if values[trial.number] is not None]
-        return sorted(done, key=lambda trial: -(values[trial.number] or 0.0))[:k]
+        """The k best trials, best first; of equal ones the earlier.
+
+        By what the search maximises; in a pareto search those of the front that together dominate
+        most.
+        """
+        done = [trial for trial in self.trials if self.f(trial) is not None]
+        if not done:
+            return []
+        candidates, accuracy = self._results(done)
+        if self.objective.settings.kind == "pareto":
+            gains = self.objective.gains(candidates, accuracy)
+            return [done[row] for row in spread_of_front(gains, k)]
+        value = self.objective.value(candidates, accuracy)
+        return [done[row] for row in np.argsort(-value, kind="stable")[:k]]
+
+    def front(self) -> tuple[list[Trial], float]:
+        """Trials that no other dominates, and their hypervolume (pareto searches)."""
+        done = [trial for trial in self.trials if self.f(trial) is not None]
+        if not done:
+            return [], 0.0
+        gains = self.objective.gains(*self._results(done))
+        rows = np.flatnonzero(dominators(gains) == 0)
+        return [done[row] for row in rows], hypervolume(gains)
 
     def student(self, trial: Trial | Moves) -> ArchGraph:
         """The architecture of a trial."""
@@ -197,15 +213,19 @@ class Searcher:
     def _history(self, step: int) -> History:
         told = [t for t in self.trials if t.step < step and self.f(t) is not None]
         pending = [t for t in self.trials if t.step == step or t.number not in self.outcomes]
-        values = [self.value(trial) for trial in told]
-        accuracies = [self.outcomes[trial.number].accuracy for trial in told]
+        observed, accuracy = self._results(told)
         return History(
             step=step,
             number=len(self.trials),
-            observed=self.space.candidates(trial.moves for trial in told),
+            observed=observed,
             steps=np.array([trial.step for trial in told], dtype=np.int64),
-            accuracy=np.array(accuracies, dtype=np.float64),
-            value=np.array(values, dtype=np.float64),
+            accuracy=accuracy,
+            value=self.objective.value(observed, accuracy),
             pending=self.space.candidates(trial.moves for trial in pending),
             seen=self._seen,
         )
+
+    def _results(self, trials: Sequence[Trial]) -> tuple[Candidates, np.ndarray]:
+        accuracy = [self.outcomes[trial.number].accuracy for trial in trials]
+        candidates = self.space.candidates(trial.moves for trial in trials)
+        return candidates, np.array(accuracy, dtype=np.float64)

@@ -8,18 +8,41 @@ from typing import Literal
 from esnac.data import DataSettings
 from esnac.errors import SettingsError
 from esnac.search_spaces import SpaceSettings
-from esnac.surrogate.settings import SurrogateSettings
+from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 from esnac.training import TrainingSettings
+
+#: What is computed of a student without training it.
+KNOWN_MEASURES = ("params", "macs", "bytes", "latency")
 
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
     """What the search maximises, and limits that every proposal keeps."""
 
-    #: "f": c (2 - c) a, as published; "accuracy": the accuracy alone, for use with limits.
-    kind: Literal["f", "accuracy"] = "f"
+    #: "f": c (2 - c) a, as published; "accuracy": the accuracy alone, for use with limits;
+    #: "pareto": the best students for any weighing of `measures`.
+    kind: Literal["f", "accuracy", "pareto"] = "f"
+    measures: tuple[str, ...] = ("accuracy", "params")
     max_params: int | None = None
     max_macs: int | None = None
+    #: Of the weights as a float32 file, in bytes.
+    max_bytes: int | None = None
+    #: Of one image on the device of the search, in milliseconds.
+    max_latency: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in KNOWN_MEASURES:
+            limit = getattr(self, f"max_{name}")
+            if limit is not None and not limit > 0:
+                raise SettingsError(f"objective.max_{name} is positive; got {limit}.")
+        known = [name for name in self.measures if name in KNOWN_MEASURES]
+        if self.kind == "pareto" and (
+            sorted(self.measures) != sorted({*known, "accuracy"}) or not 1 <= len(known) <= 2
+        ):
+            raise SettingsError(
+                "objective.measures are accuracy and one or two of "
+                f"{', '.join(KNOWN_MEASURES)}; got {', '.join(self.measures)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,11 @@ class RunSettings:
     teacher: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=200))
     space: SpaceSettings = field(default_factory=SpaceSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    #: The kernels of the engine "paper".
     surrogate: SurrogateSettings = field(default_factory=SurrogateSettings)
+    #: The ensemble of the engine "esnac".
+    model: EnsembleSettings = field(default_factory=EnsembleSettings)
     #: Training of each candidate: the student imitates the teacher's logits, no labels.
     evaluation: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(

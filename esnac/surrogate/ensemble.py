@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from botorch.models.gpytorch import GPyTorchModel
 from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import RBFKernel, ScaleKernel
@@ -21,6 +23,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.models import ExactGP
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
+from torch.nn.functional import pad
 
 from esnac.errors import TrainingError
 from esnac.runtime import torch_generator
@@ -33,8 +36,10 @@ from esnac.surrogate.settings import EnsembleSettings
 CLAMP = 3.0
 
 
-class LearnedGP(ExactGP):
-    """Gaussian process on embeddings (n x d, float64) with learned mean, scales and noise."""
+class LearnedGP(ExactGP, GPyTorchModel):
+    """A BoTorch model on embeddings (n x d, float64) with learned mean, scales and noise."""
+
+    _num_outputs = 1
 
     def __init__(self, h: Tensor, y: Tensor) -> None:
         # Standardised observations: noise of a tenth to a half of their spread is usual.
@@ -91,15 +96,35 @@ class Ensemble:
     seeds and observations it has been given, in order.
     """
 
-    def __init__(self, features: int, settings: EnsembleSettings) -> None:
-        self._features = features
+    def __init__(
+        self,
+        features: int,
+        settings: EnsembleSettings,
+        earlier: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """`earlier`: graphs (n x L' x F) and values of another search, to learn from as well.
+
+        A further feature, 1 for those, lets the embedding tell the two searches apart as far as the
+        observations ask for it.
+        """
         self._settings = settings
+        self._earlier = None
+        self._features = features
+        if earlier is not None:
+            rows, values = torch.from_numpy(earlier[0]), torch.from_numpy(earlier[1])
+            self._earlier = pad(rows, (0, 1), value=1.0), values
+            self._features += 1
         self._members: list[Member] = []
         self._mean = self._scale = 0.0
 
     @property
     def afresh_every(self) -> int:
         return self._settings.afresh_every
+
+    @property
+    def warm(self) -> bool:
+        """Whether it knows an earlier search."""
+        return self._earlier is not None
 
     def fit(
         self,
@@ -120,6 +145,7 @@ class Ensemble:
             self._members = []
         generators = [torch_generator(seed, "member", number) for number in range(settings.members)]
         x, y = self._limited(x, y, generators[0])
+        x, y, lengths = self._with_earlier(x, y)
         self._mean = float(y.mean())
         self._scale = float(y.std()) if len(y) > 1 and y.std() > 1e-9 else 1.0
         z = ((y - self._mean) / self._scale).clamp_min(-CLAMP)
@@ -133,16 +159,18 @@ class Ensemble:
             size = min(len(z), max(settings.least_part, int(settings.part * len(z))))
             size = min(size, settings.most_part)
             part = torch.randperm(len(z), generator=generator)[:size]
-            _train(member, x[part], z[part], steps, settings)
+            some = None if lengths is None else lengths[part]
+            _train(member, x[part], some, z[part], steps, settings)
             with torch.no_grad():
-                h = self._embed(member, x)
-            member.gp.set_train_data(h, z, strict=False)
+                h = self._embed(member, x, lengths)
+            member.gp.set_train_data(h, z, strict=False)  # type: ignore[operator]
             member.gp.eval()
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Prediction:
         """The joint posterior at graphs `x` (n x L x F)."""
         means, covariances, noises = [], [], []
+        x = self._marked(x)
         with exact():
             for member in self._members:
                 posterior = member.gp(self._embed(member, x))
@@ -151,9 +179,41 @@ class Ensemble:
                 noises.append(self._scale**2 * member.gp.likelihood.noise[0])
         return Prediction(torch.stack(means), torch.stack(covariances), torch.stack(noises))
 
-    def _embed(self, member: Member, x: Tensor) -> Tensor:
-        parts = x.split(self._settings.chunk)
-        return torch.cat([member.encoder(part) for part in parts]).double()
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return self._settings.members
+
+    @torch.no_grad()
+    def points(self, x: Tensor, member: int) -> Tensor:
+        """Graphs (n x L x F) as points (n x d, float64) of one member's process."""
+        return self._embed(self._members[member], self._marked(x))
+
+    def process(self, member: int) -> tuple[LearnedGP, float, float]:
+        """One member's process g, and m and s of what it models: observation = m + s g."""
+        return self._members[member].gp, self._mean, self._scale
+
+    def _marked(self, x: Tensor) -> Tensor:
+        """Graphs of this search with the feature that tells them from earlier ones."""
+        return x if self._earlier is None else pad(x, (0, 1))
+
+    def _with_earlier(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Observations together with the earlier ones, padded to one length; their lengths."""
+        if self._earlier is None:
+            return x, y, None
+        x, (before, values) = self._marked(x), self._earlier
+        lengths = torch.tensor([x.shape[1]] * len(x) + [before.shape[1]] * len(before))
+        longest = max(x.shape[1], before.shape[1])
+        both = [pad(rows, (0, 0, 0, longest - rows.shape[1])) for rows in (x, before)]
+        return torch.cat(both), torch.cat([y, values]), lengths
+
+    def _embed(self, member: Member, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        size = self._settings.chunk
+        parts = []
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            parts.append(member.encoder(x[rows], None if lengths is None else lengths[rows]))
+        return torch.cat(parts).double()
 
     def _limited(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         most = self._settings.most
@@ -166,7 +226,14 @@ class Ensemble:
         return x[rows], y[rows]
 
 
-def _train(member: Member, x: Tensor, z: Tensor, steps: int, settings: EnsembleSettings) -> None:
+def _train(
+    member: Member,
+    x: Tensor,
+    lengths: Tensor | None,
+    z: Tensor,
+    steps: int,
+    settings: EnsembleSettings,
+) -> None:
     """Adam on the log marginal likelihood and the priors; maximum a posteriori for the scales."""
     encoder, gp = member.encoder, member.gp
     gp.train()
@@ -181,7 +248,7 @@ def _train(member: Member, x: Tensor, z: Tensor, steps: int, settings: EnsembleS
     with exact(), torch.enable_grad():
         for step in range(steps):
             optimizer.zero_grad()
-            h = encoder(x).double()
+            h = encoder(x, lengths).double()
             if not torch.isfinite(h).all():
                 raise TrainingError(f"The surrogate's embedding is not finite at step {step}.")
             loss = -likelihood(gp.forward(h), z)

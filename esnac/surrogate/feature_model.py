@@ -20,6 +20,8 @@ class FeatureModel:
     """`SingleTaskGP` on features (n x F, float64); fitted afresh every time."""
 
     afresh_every = 1
+    size = 1
+    warm = False
 
     def fit(self, x: Tensor, y: Tensor, seed: int, *, afresh: bool = True) -> None:
         """Learns from `x` (n x F) with values `y` (n, float64); `seed` is not needed."""
@@ -38,7 +40,17 @@ class FeatureModel:
     def predict(self, x: Tensor) -> Prediction:
         """The joint posterior at `x` (n x F), as an ensemble of one."""
         with exact():
-            posterior = self._gp.posterior(x)
-            noise = self._gp.likelihood.noise * self._gp.outcome_transform.stdvs[0] ** 2
-            joint = posterior.distribution
-            return Prediction(joint.mean[None], joint.covariance_matrix[None], noise.reshape(1))
+            clean, noisy = (
+                self._gp.posterior(x, observation_noise=noise).distribution  # type: ignore[union-attr]
+                for noise in (False, True)
+            )
+            noise = (noisy.variance - clean.variance)[:1]
+            return Prediction(clean.mean[None], clean.covariance_matrix[None], noise)
+
+    def points(self, x: Tensor, member: int) -> Tensor:
+        """Features are points as they are."""
+        return x
+
+    def process(self, member: int) -> tuple[SingleTaskGP, float, float]:
+        """The process, which models the observations in their own units."""
+        return self._gp, 0.0, 1.0

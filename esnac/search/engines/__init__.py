@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from esnac.errors import SettingsError
 from esnac.graphs.space import Space
+from esnac.search.earlier import Earlier
 from esnac.search.objectives import Objective
 from esnac.search.proposer import Proposer
 from esnac.search.sampler import Source
@@ -18,9 +20,15 @@ def make_engine(
     space_settings: SpaceSettings,
     surrogate: SurrogateSettings,
     model: EnsembleSettings,
+    earlier: Earlier | None,
     seed: int,
 ) -> Proposer:
-    """The engine that `settings.engine` names; heavy libraries are imported with it."""
+    """The engine that `settings.engine` names; heavy libraries are imported with it.
+
+    Only "esnac" starts warm, from what an `earlier` search found out.
+    """
+    if earlier is not None and settings.engine != "esnac":
+        raise SettingsError(f"The engine {settings.engine} cannot start warm; esnac can.")
     source = Source(space, space_settings, objective.allowed if objective.limited else None)
     if settings.engine == "paper":
         from esnac.search.engines.paper import PaperProposer
@@ -31,7 +39,12 @@ def make_engine(
         from esnac.search.engines.grey_box import GreyBoxProposer
         from esnac.surrogate.ensemble import Ensemble
 
-        ensemble, encode = Ensemble(SLIM_FEATURES, model), SlimEncoder(space).encode
+        encode = SlimEncoder(space).encode
+        if earlier is None:
+            ensemble = Ensemble(SLIM_FEATURES, model)
+        else:
+            rows = SlimEncoder(earlier.space()).encode(earlier.candidates())
+            ensemble = Ensemble(SLIM_FEATURES, model, (rows, earlier.log_ratio()))
         return GreyBoxProposer(source, objective, settings, ensemble, encode, seed)
     if settings.engine == "features":
         from esnac.graphs.stage_features import StageFeatures

@@ -20,32 +20,38 @@ from torch import Tensor
 
 from esnac.graphs.space import Candidates, joined
 from esnac.runtime import derive_seed
+from esnac.search.engines.acquisitions import (
+    Acquisition,
+    HypervolumeGain,
+    Improvement,
+    Predictor,
+)
 from esnac.search.objectives import Objective
 from esnac.search.proposer import (
     History,
     Proposal,
     SpaceExhaustedError,
+    unexpected,
     unseen,
 )
 from esnac.search.sampler import Source
 from esnac.search.settings import SearchSettings
 from esnac.search.trial import Expectation
-from esnac.surrogate.acquisition import expected_improvement_of_product
-from esnac.surrogate.ensemble import Prediction
 
 #: Half-width of a central 90 % interval in standard deviations.
 _NINETY = 1.6449
 
 
-class Model(Protocol):
+class Model(Predictor, Protocol):
     """A model of z that is trained further step by step."""
 
     @property
     def afresh_every(self) -> int: ...
 
-    def fit(self, x: Tensor, y: Tensor, seed: int, *, afresh: bool) -> None: ...
+    @property
+    def warm(self) -> bool: ...
 
-    def predict(self, x: Tensor) -> Prediction: ...
+    def fit(self, x: Tensor, y: Tensor, seed: int, *, afresh: bool) -> None: ...
 
 
 class GreyBoxProposer:
@@ -74,37 +80,59 @@ class GreyBoxProposer:
 
     def propose(self, n: int, history: History) -> Proposal:
         if not len(history.observed):
-            return self._spread(n, history)
+            return self._first(n, history)
         self._learn(history)
-        pool = self._pool(history)
+        acquisition = self._acquisition(history)
+        pool = self._pool(history, acquisition)
         if not len(pool):
             raise SpaceExhaustedError
         # Students proposed earlier in this step are in the pool; others under evaluation are not.
         elsewhere = unseen(history.pending, set(pool.keys()))
-        return self._batch_of(n, history, joined([pool, elsewhere]))
+        chosen = acquisition.pick(joined([pool, elsewhere]), n, history.pending)
+        candidates = pool.select(np.array(chosen, dtype=np.int64))
+        return Proposal(candidates, tuple(self._expected(candidates)))
 
-    def _spread(self, n: int, history: History) -> Proposal:
-        """The first batch: spread evenly over the sizes that are worth knowing."""
+    def _first(self, n: int, history: History) -> Proposal:
+        """The first batch: spread evenly over the sizes that are worth knowing.
+
+        Of each size the most accurate, if a model of an earlier search tells them apart.
+        """
+        settings = self._settings
         rng = np.random.default_rng(derive_seed(self._seed, "first", history.step))
-        pool = self._source.draw(self._settings.pool, rng)
-        share = self._objective.size(pool)
-        low, high = self._settings.spread
-        batch = self._settings.batch
-        chosen: list[Candidates] = []
-        taken = set(history.seen)
-        done = len(history.pending)
-        for place in range(done, done + n):
-            fresh = unseen(pool, taken)
-            if not len(fresh):
+        keys = history.pending.keys()
+        pool = unseen(self._source.draw(settings.pool, rng), history.seen - set(keys))
+        size, (low, high) = self._objective.size(pool), settings.spread
+        worth = self._from_earlier(pool)
+        row_of = {key: row for row, key in enumerate(pool.keys())}
+        free = np.ones(len(pool), dtype=bool)
+        free[[row_of[key] for key in keys if key in row_of]] = False
+        chosen: list[int] = []
+        for place in range(len(keys), len(keys) + n):
+            if not free.any():
                 break
-            share = self._objective.size(fresh)
-            wanted = low + (high - low) * (place % batch + 0.5) / batch
-            pick = fresh.select(np.array([int(np.abs(share - wanted).argmin())]))
-            taken.update(pick.keys())
-            chosen.append(pick)
+            wanted = low + (high - low) * (place % settings.batch + 0.5) / settings.batch
+            distance = np.abs(size - wanted)
+            near = free & (distance <= (high - low) / settings.batch / 2)
+            if worth is not None and near.any():
+                row = int(np.where(near, worth, -np.inf).argmax())
+            else:
+                row = int(np.where(free, distance, np.inf).argmin())
+            free[row] = False
+            chosen.append(row)
         if not chosen:
             raise SpaceExhaustedError
-        return Proposal(joined(chosen), (None,) * len(chosen))
+        return unexpected(pool.select(np.array(chosen)))
+
+    def _from_earlier(self, pool: Candidates) -> np.ndarray | None:
+        """Expected z from an earlier search alone (N); None without one."""
+        if not self._model.warm:
+            return None
+        nothing = self._encode(pool.select(np.zeros(0, dtype=np.int64)))
+        seed = derive_seed(self._seed, "model", "earlier")
+        self._model.fit(nothing, torch.zeros(0, dtype=torch.float64), seed, afresh=True)
+        mean, _ = self._model.predict(self._encode(pool)).marginal()
+        found: np.ndarray = mean.numpy()
+        return found
 
     def _learn(self, history: History) -> None:
         """Brings the model to this step, by replay from the last fresh start where needed."""
@@ -122,16 +150,24 @@ class GreyBoxProposer:
             self._model.fit(x, torch.from_numpy(z), seed, afresh=step == first)
         self._step = history.step
 
-    def _pool(self, history: History) -> Candidates:
+    def _acquisition(self, history: History) -> Acquisition:
+        order = np.argsort(-history.value, kind="stable")
+        students = history.observed.select(order[: self._settings.considered])
+        if self._objective.settings.kind == "pareto":
+            seed = derive_seed(self._seed, "hypervolume", history.step)
+            return HypervolumeGain(self._model, self._encode, self._objective, students, seed)
+        return Improvement(self._model, self._encode, self._objective, students)
+
+    def _pool(self, history: History, acquisition: Acquisition) -> Candidates:
         """The most promising candidates of this step, those proposed in it already included."""
         rng = np.random.default_rng(derive_seed(self._seed, "pool", history.step))
         settings = self._settings
-        parents, incumbent = self._parents(history)
+        parents = acquisition.parents(settings.parents)
         taken = history.seen - set(history.pending.keys())
         drawn = self._source.draw(settings.pool // 2, rng)
         varied = self._source.vary(parents, settings.pool // 2, rng)
         pool = unseen(joined([varied, drawn]), taken)
-        scores = self._scores(pool, incumbent)
+        scores = acquisition.scores(pool)
         for _ in range(settings.rounds):  # climb from the best of what was found
             if not len(pool):
                 break
@@ -139,83 +175,21 @@ class GreyBoxProposer:
             children = self._source.vary(best, settings.pool // 4, rng)
             more = unseen(children, taken | set(pool.keys()))
             pool = joined([pool, more])
-            scores = np.concatenate([scores, self._scores(more, incumbent)])
+            scores = np.concatenate([scores, acquisition.scores(more)])
         return pool.select(np.argsort(-scores, kind="stable")[: settings.shortlist])
 
-    def _parents(self, history: History) -> tuple[Candidates, float]:
-        """The best observed students by what the model makes of them, and the best such value."""
-        top = np.argsort(-history.value, kind="stable")[: self._settings.considered]
-        students = history.observed.select(top)
-        mean, _ = self._model.predict(self._encode(students)).marginal()
-        value = self._objective.weight(students) * np.exp(mean.numpy())
-        order = np.argsort(-value, kind="stable")
-        return students.select(order[: self._settings.parents]), float(value[order[0]])
-
-    def _scores(self, candidates: Candidates, incumbent: float) -> np.ndarray:
-        """Log expected improvement over `incumbent`, averaged over the members (n)."""
-        if not len(candidates):
-            return np.zeros(0)
-        parts = []
-        for start in range(0, len(candidates), 250):
-            part = candidates.select(np.arange(start, min(start + 250, len(candidates))))
-            prediction = self._model.predict(self._encode(part))
-            variance = prediction.covariance.diagonal(dim1=1, dim2=2)
-            parts.append(self._improvement(part, prediction.mean, variance, incumbent))
-        return torch.cat(parts).numpy()
-
-    def _improvement(
-        self, candidates: Candidates, mean: Tensor, variance: Tensor, incumbent: float
-    ) -> Tensor:
-        weight = torch.from_numpy(self._objective.weight(candidates))
-        values = expected_improvement_of_product(weight, mean, variance, incumbent)
-        return values.mean(0).clamp_min(1e-300).log() + 1e-9 * mean.mean(0)
-
-    def _batch_of(self, n: int, history: History, pool: Candidates) -> Proposal:
-        """n of the pool, each the best once those before it are believed to come out as expected.
-
-        Pending students are believed first, in order, which makes asking in parts the same.
-        """
-        prediction = self._model.predict(self._encode(pool))
-        expected = self._expected(prediction)
-        covariance = prediction.covariance.clone()
-        _, incumbent = self._parents(history)
-        weight = self._objective.weight(pool)
-        open_rows = np.ones(len(pool), dtype=bool)
-        row_of = {key: row for row, key in enumerate(pool.keys())}
-        pending = history.pending.keys()
-        queue = [row_of[key] for key in pending if key in row_of]
-        chosen: list[int] = []
-        while len(chosen) < n and (queue or open_rows.any()):
-            if queue:
-                row = queue.pop(0)
-            else:
-                variance = covariance.diagonal(dim1=1, dim2=2)
-                scores = self._improvement(pool, prediction.mean, variance, incumbent).numpy()
-                row = int(np.where(open_rows, scores, -np.inf).argmax())
-                chosen.append(row)
-            open_rows[row] = False
-            column = covariance[:, :, row]
-            spread = (covariance[:, row, row] + prediction.noise)[:, None, None]
-            covariance = covariance - column[:, :, None] * column[:, None, :] / spread
-            mean = float(prediction.mean[:, row].mean())
-            incumbent = max(incumbent, weight[row] * math.exp(mean))
-        rows = np.array(chosen, dtype=np.int64)
-        return Proposal(pool.select(rows), tuple(expected[row] for row in chosen))
-
-    def _expected(self, prediction: Prediction) -> list[Expectation]:
+    def _expected(self, candidates: Candidates) -> list[Expectation]:
         """What an evaluation of each is expected to measure."""
+        prediction = self._model.predict(self._encode(candidates))
         mean, variance = prediction.marginal()
         spread = _NINETY * (variance + prediction.noise.mean()).sqrt()
         teacher = self._objective.teacher_accuracy
-        rows = zip(mean.tolist(), spread.tolist(), strict=True)
-        return [
-            Expectation(
-                min(teacher * math.exp(m), 1.0),
-                teacher * math.exp(m - s),
-                min(teacher * math.exp(m + s), 1.0),
-            )
-            for m, s in rows
-        ]
+        found = []
+        for m, s in zip(mean.tolist(), spread.tolist(), strict=True):
+            bounds = (min(teacher * math.exp(z), 1.0) for z in (m, m - s, m + s))
+            # Digits beyond these depend on how many candidates are computed at a time.
+            found.append(Expectation(*(round(bound, 6) for bound in bounds)))
+        return found
 
     def _encode(self, candidates: Candidates) -> Tensor:
         return torch.from_numpy(self._encoded(candidates))

@@ -55,7 +55,8 @@ class TpeProposer:
     def propose(self, n: int, history: History) -> Proposal:
         optuna = self._optuna
         states = optuna.trial.TrialState
-        seen, chosen = set(history.seen), []
+        seen = set(history.seen)
+        chosen: list[Candidates] = []
         number = history.number
         for _ in range(n):
             sampler = optuna.samplers.TPESampler(
