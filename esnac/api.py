@@ -45,6 +45,7 @@ from esnac.report.summary import RunSummary, summarise
 from esnac.report.tensorboard import ScalarLog
 from esnac.runs import Run, compare, describe, run_name
 from esnac.runtime import derive_seed, resolve_device
+from esnac.search.earlier import EARLIER, Earlier, save_teacher
 from esnac.search.evaluation import Evaluator
 from esnac.search.loop import restore, search_loop
 from esnac.search.presets import preset
@@ -95,10 +96,19 @@ def start(
     device: str = "auto",
     resume: bool = False,
     weights: Path | None = None,
+    warm_start: Path | None = None,
 ) -> Path:
-    """`esnac search`: runs or resumes a whole run; returns its folder."""
+    """`esnac search`: runs or resumes a whole run; returns its folder.
+
+    `warm_start`: the folder of an earlier run whose evaluations the model learns from as well.
+    """
     where = resolve_device(device)
+    if warm_start is not None and resume:
+        raise RunError("A run is started warm, not resumed so: leave --warm-start out.")
+    earlier = None if warm_start is None else Earlier.of_run(warm_start)
     with _opened(choices, folders, suffix, resume) as (run, settings):
+        if earlier is not None:
+            earlier.save(run.path / EARLIER)
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
         teacher = prepare_teacher(
             settings,
@@ -233,6 +243,7 @@ def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
 
 def _searcher(run: Run, teacher: Teacher, settings: RunSettings, device: torch.device) -> Searcher:
     times = LayerTimes(device, cache=run.path / "latency.json")
+    earlier = run.path / EARLIER
     return Searcher(
         teacher.graph,
         teacher_accuracy=teacher.validation_accuracy,
@@ -242,6 +253,7 @@ def _searcher(run: Run, teacher: Teacher, settings: RunSettings, device: torch.d
         model=settings.model,
         objective=settings.objective,
         latency=times.candidates,
+        earlier=Earlier.load(earlier) if earlier.exists() else None,
         seed=settings.seed,
     )
 
@@ -253,6 +265,7 @@ def _run(
     events = run.events()
     searcher = _searcher(run, teacher, settings, device)
     restore(searcher, events)
+    save_teacher(run.path, teacher.graph, settings.space, teacher.validation_accuracy)
     _record_start(run, settings, teacher)
     _refuse_other_teacher(run, teacher)
     targets = _targets(teacher, settings, data, device)

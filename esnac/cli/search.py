@@ -73,6 +73,11 @@ def _add_goal(parser: argparse.ArgumentParser) -> None:
         help="what --objective pareto weighs: accuracy and one or two of params, macs, bytes, "
         "latency (default: accuracy,params)",
     )
+    group.add_argument(
+        "--warm-start",
+        metavar="RUN",
+        help="learn from the evaluations of an earlier run as well, of another teacher too",
+    )
     for name, unit in _LIMITS.items():
         group.add_argument(f"--max-{name}", type=options.amount, metavar="N", help=unit)
 
@@ -99,10 +104,12 @@ def goal(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     from esnac import api
     from esnac.cli import stat
+    from esnac.runs import find_run
 
     args.assignments = goal(args) + args.assignments
     options.set_threads(args)
     folders = options.folders(args)
+    earlier = find_run(folders.runs, args.warm_start) if args.warm_start else None
     path = api.start(
         options.choices(args),
         folders,
@@ -110,5 +117,6 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         resume=args.resume,
         weights=args.teacher,
+        warm_start=earlier,
     )
     return stat.show_runs([path])

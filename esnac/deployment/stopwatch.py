@@ -29,10 +29,10 @@ ROW, ROWS = 20, 5
 def measure(shape: LayerShape, device: torch.device, batch: int) -> float:
     """Median seconds of one call of the layer in eval mode on `batch` inputs.
 
-    Float32 under torch's present settings, images and weights channels-last. On the CPU at most
-    REPETITIONS calls after up to WARM_UPS, and none is begun after BUDGET. On a GPU calls run in
-    rows without waiting for each other, as in a network. Raises EsnacError for a layer that cannot
-    be built. Draws no random numbers.
+    Float32 under torch's present settings; images channels-last, weights as a student loads them.
+    On the CPU up to REPETITIONS calls after up to WARM_UPS, none of them begun after BUDGET. On a
+    GPU calls run in rows without waiting for each other, as in a network. Draws no random numbers.
+    Raises EsnacError for a layer that cannot be built.
     """
     call = _call(shape, device, batch)
     return _gpu_time(call, device) if device.type == "cuda" else _cpu_time(call)
@@ -66,7 +66,6 @@ def _call(shape: LayerShape, device: torch.device, batch: int) -> Callable[[], o
     # and a search would draw other numbers with a cache than without. 0.01 keeps outputs away from
     # infinity and from denormal numbers, which some processors are slow with.
     module = ops.build(layer, "meta").to_empty(device=device).eval()
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for tensor in module.state_dict().values():
         tensor.fill_(0.01)
     return lambda: module(*inputs)
