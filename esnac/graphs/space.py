@@ -174,14 +174,15 @@ class Space:
             divisors[members] = np.where(fits, divisor, divisors[members])
             self.frozen[members] |= ~fits
         self.divisors = divisors
-        # A multiple larger than what the group has cannot be kept; then the group's divisor rules.
-        self._steps = np.array(
+        # Channels by which each group grows and shrinks. A multiple larger than what the group has
+        # cannot be kept; then the group's divisor rules.
+        self.steps = np.array(
             [
                 math.lcm(int(d), multiple) if size % math.lcm(int(d), multiple) == 0 else int(d)
                 for d, size in zip(divisors, sizes, strict=True)
             ]
         )
-        self._least = np.minimum(sizes, -(-minimum // self._steps) * self._steps)
+        self._least = np.minimum(sizes, -(-minimum // self.steps) * self.steps)
         # Merged groups take the width of the one that comes first here: frozen groups lead.
         order = np.argsort(~self.frozen, kind="stable")
         self._priority = np.empty(count, dtype=np.int64)
@@ -197,7 +198,7 @@ class Space:
 
     def kept_at(self, share: np.ndarray) -> np.ndarray:
         """Channels kept per group (N x G) when it is to keep the share `share` (N x G) of them."""
-        sizes, steps = self.groups.sizes, self._steps
+        sizes, steps = self.groups.sizes, self.steps
         wanted = np.floor(share * sizes + 1e-9).astype(np.int64)
         wanted = np.maximum(-(-wanted // steps) * steps, self._least)
         return np.where(self.frozen, sizes, np.minimum(wanted, sizes))

@@ -65,7 +65,10 @@ class Earlier:
     def load(cls, path: Path) -> Earlier:
         """Reads what `save` wrote; raises EsnacError when it is something else."""
         content, graph, settings = _read(path)
-        rows = [(Moves.from_plain(row["moves"]), row["accuracy"]) for row in content["trials"]]
+        try:
+            rows = [(Moves.from_plain(row["moves"]), row["accuracy"]) for row in content["trials"]]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{path} does not describe an earlier search ({error!r}).") from None
         return cls._checked(graph, settings, content["teacher_accuracy"], rows, path)
 
     @classmethod
@@ -130,6 +133,7 @@ def _read(path: Path) -> tuple[dict[str, Any], ArchGraph, SpaceSettings]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise RunError(f"{path}: format {content['format']}, this version reads {FORMAT}.")
+        content["teacher_accuracy"] = float(content["teacher_accuracy"])
         graph = ArchGraph.from_json(json.dumps(content["graph"]), path)
         return content, graph, build(SpaceSettings, content["space"], where=str(path))
     except OSError as error:

@@ -27,8 +27,8 @@ class History:
     """What a proposal may rest on.
 
     `observed` are the n students whose result is known, in the order of their numbers, with the
-    `steps` that proposed them, their `accuracy` (validation, fraction) and `value` (what the search
-    maximises, such as f). `pending`
+    `steps` that proposed them, their `accuracy` (validation, fraction), `value` (what the search
+    maximises, such as f) and what was `expected` of them. `pending`
     are those that are under evaluation or were proposed earlier in step `step`. `seen` has the keys
     of all architectures that must not be proposed; `number` is that of the next trial.
     """
@@ -39,6 +39,7 @@ class History:
     steps: np.ndarray
     accuracy: np.ndarray
     value: np.ndarray
+    expected: tuple[Expectation | None, ...]
     pending: Candidates
     seen: set[bytes]
 

@@ -79,6 +79,8 @@ class Searcher:
         self.teacher_cost = cost(self.graph)
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
+        #: Steps of a pareto search whose front is on record.
+        self.fronts: set[int] = set()
         self.objective = Objective(self.space, teacher_accuracy, objective, latency)
         self._engine = make_engine(
             self.space,
@@ -221,6 +223,7 @@ class Searcher:
             steps=np.array([trial.step for trial in told], dtype=np.int64),
             accuracy=accuracy,
             value=self.objective.value(observed, accuracy),
+            expected=tuple(trial.expected for trial in told),
             pending=self.space.candidates(trial.moves for trial in pending),
             seen=self._seen,
         )

@@ -78,7 +78,7 @@ def shrink_until(
     sizes = space.groups.sizes
     while not good.all():
         rows = np.flatnonzero(~good)
-        smaller = space.kept_at(np.minimum(0.8 * kept[rows], kept[rows] - 1) / sizes)
+        smaller = space.kept_at(np.minimum(0.8 * kept[rows], kept[rows] - space.steps) / sizes)
         smaller = np.minimum(smaller, kept[rows])
         moved = (smaller < kept[rows]).any(axis=1)
         kept[rows] = smaller

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from botorch.acquisition.multi_objective import logei
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
 from botorch.acquisition.multi_objective.objective import GenericMCMultiOutputObjective
 from botorch.models.model import Model
@@ -15,9 +16,14 @@ from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Tensor
 
 from esnac.graphs.space import Candidates
+from esnac.runtime import seeded
 from esnac.search.objectives import Objective, dominators
 from esnac.surrogate.acquisition import expected_improvement_of_product
 from esnac.surrogate.ensemble import Prediction
+
+# BoTorch would compile a kernel in C++ when it first computes a hypervolume: a minute, files in the
+# user's home, a lock that outlives a killed process, other last digits than without a compiler.
+logei._load_attempted = True
 
 #: Candidates that are encoded and scored at a time.
 _CHUNK = 250
@@ -184,21 +190,23 @@ class HypervolumeGain:
         process, mean, scale = self._model.process(member)
         count = len(self._objective.known_measures)
 
-        def measures(samples: Tensor, points: Tensor | None) -> Tensor:
-            assert points is not None
-            values = points[..., -count:].expand(*samples.shape[:-1], count)
+        def measures(samples: Tensor, X: Tensor | None) -> Tensor:  # called with X=
+            assert X is not None
+            values = X[..., -count:].expand(*samples.shape[:-1], count)
             return torch.cat([(mean + scale * samples).exp(), values], dim=-1)
 
-        return qLogNoisyExpectedHypervolumeImprovement(
-            model=_Leading(process, count),
-            ref_point=[0.0] * (count + 1),
-            X_baseline=self._points(self._students, member),
-            sampler=SobolQMCNormalSampler(torch.Size([_SAMPLES]), seed=self._seed % 2**31),
-            objective=GenericMCMultiOutputObjective(measures),
-            X_pending=pending,
-            prune_baseline=True,
-            cache_root=False,
-        )
+        # Pruning draws from the global generator.
+        with seeded(self._seed, torch.device("cpu")):
+            return qLogNoisyExpectedHypervolumeImprovement(
+                model=_Leading(process, count),
+                ref_point=[0.0] * (count + 1),
+                X_baseline=self._points(self._students, member),
+                sampler=SobolQMCNormalSampler(torch.Size([_SAMPLES]), seed=self._seed % 2**31),
+                objective=GenericMCMultiOutputObjective(measures),
+                X_pending=pending,
+                prune_baseline=True,
+                cache_root=False,
+            )
 
 
 class _Leading(Model):
