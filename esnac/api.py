@@ -17,6 +17,7 @@ from torch import nn
 from esnac import data as data_room
 from esnac import networks, teachers
 from esnac.data import DataSet
+from esnac.deployment.latency import LayerTimes
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError, RunError, SettingsError, TrainingError, WeightsError
 from esnac.executors import SerialExecutor
@@ -44,6 +45,7 @@ from esnac.report.summary import RunSummary, summarise
 from esnac.report.tensorboard import ScalarLog
 from esnac.runs import Run, compare, describe, run_name
 from esnac.runtime import derive_seed, resolve_device
+from esnac.search.earlier import EARLIER, Earlier, save_teacher
 from esnac.search.evaluation import Evaluator
 from esnac.search.loop import restore, search_loop
 from esnac.search.presets import preset
@@ -94,10 +96,19 @@ def start(
     device: str = "auto",
     resume: bool = False,
     weights: Path | None = None,
+    warm_start: Path | None = None,
 ) -> Path:
-    """`esnac search`: runs or resumes a whole run; returns its folder."""
+    """`esnac search`: runs or resumes a whole run; returns its folder.
+
+    `warm_start`: the folder of an earlier run whose evaluations the model learns from as well.
+    """
     where = resolve_device(device)
+    if warm_start is not None and resume:
+        raise RunError("A run is started warm, not resumed so: leave --warm-start out.")
+    earlier = None if warm_start is None else Earlier.of_run(warm_start)
     with _opened(choices, folders, suffix, resume) as (run, settings):
+        if earlier is not None:
+            earlier.save(run.path / EARLIER)
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
         teacher = prepare_teacher(
             settings,
@@ -134,7 +145,7 @@ def finish(
         )
         _refuse_other_teacher(run, teacher)
         targets = _targets(teacher, settings, data, where)
-        searcher = _searcher(teacher, settings)
+        searcher = _searcher(run, teacher, settings, where)
         restore(searcher, run.events())
         _finish(run, settings, data, teacher, targets, searcher, where)
 
@@ -230,13 +241,19 @@ def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
         )
 
 
-def _searcher(teacher: Teacher, settings: RunSettings) -> Searcher:
+def _searcher(run: Run, teacher: Teacher, settings: RunSettings, device: torch.device) -> Searcher:
+    times = LayerTimes(device, cache=run.path / "latency.json")
+    earlier = run.path / EARLIER
     return Searcher(
         teacher.graph,
         teacher_accuracy=teacher.validation_accuracy,
         settings=settings.search,
         space=settings.space,
         surrogate=settings.surrogate,
+        model=settings.model,
+        objective=settings.objective,
+        latency=times.candidates,
+        earlier=Earlier.load(earlier) if earlier.exists() else None,
         seed=settings.seed,
     )
 
@@ -246,8 +263,9 @@ def _run(
 ) -> None:
     """Search and full training, from wherever the journal says the run stands."""
     events = run.events()
-    searcher = _searcher(teacher, settings)
+    searcher = _searcher(run, teacher, settings, device)
     restore(searcher, events)
+    save_teacher(run.path, teacher.graph, settings.space, teacher.validation_accuracy)
     _record_start(run, settings, teacher)
     _refuse_other_teacher(run, teacher)
     targets = _targets(teacher, settings, data, device)
@@ -268,7 +286,7 @@ def _run(
             def record(rows: Sequence[dict[str, Any]]) -> None:
                 run.append_many(rows)
                 for row in rows:
-                    if row["state"] == "DONE":
+                    if row.get("state") == "DONE":
                         scalars.trial(row)
 
             def progress(searcher: Searcher) -> None:
@@ -299,6 +317,7 @@ def _record_start(run: Run, settings: RunSettings, teacher: Teacher) -> None:
             "dataset": settings.dataset,
             "seed": settings.seed,
             "engine": settings.search.engine,
+            "objective": settings.objective.kind,
             "versions": versions(),
         },
         {

@@ -30,6 +30,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     f"trial {PROPOSED}": ("step", "moves", "params", "macs", "ratio"),
     f"trial {DONE}": ("accuracy", "params", "macs", "ratio", "f", "seconds"),
     f"trial {FAILED}": ("reason", "seconds"),
+    "front": ("step", "trials", "hypervolume"),
     "finalists": ("trials",),
     "stage": (
         *("index", "trial", "stage", "accuracy", "validation_accuracy", "f"),

@@ -16,7 +16,7 @@ import pytest
 FLOORS = (
     {"errors", "settings", "files", "runtime", "paths", "objective"},
     {"data", "networks", "graphs", "search_spaces", "teachers", "runs", "journal", "executors"},
-    {"training", "surrogate", "distillation"},
+    {"training", "surrogate", "distillation", "deployment"},
     {"search", "stages", "report"},
     {"preparation", "api"},
     {"cli"},

@@ -120,6 +120,20 @@ def set_threads(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
 
 
+def amount(text: str) -> float | int:
+    """A positive number, with k, M or G for its thousands."""
+    scale = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:], 1)
+    try:
+        number = float(text if scale == 1 else text[:-1]) * scale
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"a positive number such as 250k is expected, got {text!r}"
+        )
+    return int(number) if number.is_integer() else number
+
+
 def natural(text: str) -> int:
     """A whole number from 0."""
     return _at_least(text, 0)

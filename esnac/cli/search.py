@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--preset",
-        choices=("quick", "paper"),
-        help="quick: a first look in minutes; paper: the published budget (default: quick)",
+        choices=("quick", "full", "paper"),
+        help="quick: a first look in minutes; full: the published budget with esnac's own engine; "
+        "paper: budget and engine as published (default: quick)",
     )
     parser.add_argument(
         "--settings",
@@ -44,18 +46,70 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="a TOML file of settings, on top of the preset",
     )
+    _add_goal(parser)
     options.add_settings(parser, "search.steps=5")
     options.add_machine(parser)
     options.add_folders(parser, "runs", "teachers", "search-spaces", "data")
     return parser
 
 
+def _add_goal(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to look for, and how")
+    group.add_argument(
+        "--engine",
+        choices=("esnac", "paper", "features", "evolution", "tpe", "random"),
+        help="esnac: embedding and Gaussian processes; paper: as published; the others are "
+        "baselines (default: esnac, with --preset paper: paper)",
+    )
+    group.add_argument(
+        "--objective",
+        choices=("f", "accuracy", "pareto"),
+        help="f: c (2 - c) a, as published; accuracy: within limits; pareto: the best trade-offs "
+        "(default: f)",
+    )
+    group.add_argument(
+        "--measures",
+        metavar="NAMES",
+        help="what --objective pareto weighs: accuracy and one or two of params, macs, bytes, "
+        "latency (default: accuracy,params)",
+    )
+    group.add_argument(
+        "--warm-start",
+        metavar="RUN",
+        help="learn from the evaluations of an earlier run as well, of another teacher too",
+    )
+    for name, unit in _LIMITS.items():
+        group.add_argument(f"--max-{name}", type=options.amount, metavar="N", help=unit)
+
+
+_LIMITS = {
+    "params": "most parameters of a student, such as 100k or 1.5M",
+    "macs": "most multiply-accumulates for one image",
+    "bytes": "largest file of float32 weights",
+    "latency": "most milliseconds for one image on this device",
+}
+
+
+def goal(args: argparse.Namespace) -> list[str]:
+    """The flags of the goal as assignments of settings."""
+    found = {"search.engine": args.engine, "objective.kind": args.objective}
+    if args.measures is not None:
+        names = [name.strip() for name in args.measures.split(",")]
+        found["objective.measures"] = json.dumps(names)
+    for name in _LIMITS:
+        found[f"objective.max_{name}"] = getattr(args, f"max_{name}")
+    return [f"{key}={value}" for key, value in found.items() if value is not None]
+
+
 def run(args: argparse.Namespace) -> int:
     from esnac import api
     from esnac.cli import stat
+    from esnac.runs import find_run
 
+    args.assignments = goal(args) + args.assignments
     options.set_threads(args)
     folders = options.folders(args)
+    earlier = find_run(folders.runs, args.warm_start) if args.warm_start else None
     path = api.start(
         options.choices(args),
         folders,
@@ -63,5 +117,6 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         resume=args.resume,
         weights=args.teacher,
+        warm_start=earlier,
     )
     return stat.show_runs([path])

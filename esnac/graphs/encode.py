@@ -26,14 +26,13 @@ _TYPE_OF = {
 _GROUPS, _READS, _MAKES, _INCOMING = 13, 14, 15, 16
 _OUTGOING = _INCOMING + OFFSETS
 FEATURES = _OUTGOING + OFFSETS
-_IDENTITY = _TYPES.index("identity")
 
 
 def encode(graph: ArchGraph) -> np.ndarray:
     """One architecture as L x 272, float32."""
     rows = np.zeros((len(graph), FEATURES), dtype=np.float32)
     for number, layer in enumerate(graph.layers):
-        rows[number, :_INCOMING] = _attributes(layer)
+        rows[number, :_INCOMING] = attributes(layer)
         for i in layer.inputs:
             _link(rows, i, number)
     return rows
@@ -46,13 +45,8 @@ class Encoder:
         self._space = space
         self._base = encode(space.graph)
         layers = space.graph.layers
-        self._wide = np.array(
-            [_attributes(layer)[_MAKES] > 0 for layer in layers], dtype=np.float32
-        )
+        self._wide = np.array([attributes(layer)[_MAKES] > 0 for layer in layers], dtype=np.float32)
         self._depthwise = np.flatnonzero([is_depthwise(layer) for layer in layers])
-        identity = np.zeros(_INCOMING, dtype=np.float32)
-        identity[_IDENTITY] = 1
-        self._identity = identity
 
     def encode(self, candidates: Candidates) -> np.ndarray:
         """N x L x 272, float32; row n equals `encode` of that candidate's graph."""
@@ -62,7 +56,7 @@ class Encoder:
         rows[:, :, _MAKES] = makes * self._wide
         rows[:, self._depthwise, _GROUPS] = reads[:, self._depthwise]
         candidate, layer = np.nonzero(candidates.removed)
-        rows[candidate, layer, :_INCOMING] = self._identity
+        rows[candidate, layer, :_INCOMING] = identity_attributes()
         candidate, skip = np.nonzero(candidates.skips)
         start, end = self._space.skips[skip].T
         near = end - start < OFFSETS
@@ -72,7 +66,8 @@ class Encoder:
         return rows
 
 
-def _attributes(layer: Layer) -> np.ndarray:
+def attributes(layer: Layer) -> np.ndarray:
+    """The first 16 features of a layer: type, kernel, stride, padding, groups, channels."""
     row = np.zeros(_INCOMING, dtype=np.float32)
     kind = _TYPE_OF.get(layer.kind, layer.kind)
     if kind not in _TYPES and kind not in ("multiply", "slice"):
@@ -87,6 +82,13 @@ def _attributes(layer: Layer) -> np.ndarray:
     row[_GROUPS] = attributes.get("groups", 0)
     row[_READS] = layer.in_shape[0]
     row[_MAKES] = layer.out_shape[0]
+    return row
+
+
+def identity_attributes() -> np.ndarray:
+    """The first 16 features of a removed layer."""
+    row = np.zeros(_INCOMING, dtype=np.float32)
+    row[_TYPES.index("identity")] = 1
     return row
 
 

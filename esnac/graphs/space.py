@@ -53,6 +53,16 @@ class Candidates:
         return Candidates(self.removed[index], self.kept[index], self.skips[index])
 
 
+def joined(parts: Iterable[Candidates]) -> Candidates:
+    """All candidates of `parts` in order; at least one part."""
+    listed = list(parts)
+    return Candidates(
+        np.concatenate([part.removed for part in listed]),
+        np.concatenate([part.kept for part in listed]),
+        np.concatenate([part.skips for part in listed]),
+    )
+
+
 @dataclass(frozen=True)
 class Move:
     """One removal or skip and the pairs of channel groups it makes equal."""
@@ -164,14 +174,15 @@ class Space:
             divisors[members] = np.where(fits, divisor, divisors[members])
             self.frozen[members] |= ~fits
         self.divisors = divisors
-        # A multiple larger than what the group has cannot be kept; then the group's divisor rules.
-        self._steps = np.array(
+        # Channels by which each group grows and shrinks. A multiple larger than what the group has
+        # cannot be kept; then the group's divisor rules.
+        self.steps = np.array(
             [
                 math.lcm(int(d), multiple) if size % math.lcm(int(d), multiple) == 0 else int(d)
                 for d, size in zip(divisors, sizes, strict=True)
             ]
         )
-        self._least = np.minimum(sizes, -(-minimum // self._steps) * self._steps)
+        self._least = np.minimum(sizes, -(-minimum // self.steps) * self.steps)
         # Merged groups take the width of the one that comes first here: frozen groups lead.
         order = np.argsort(~self.frozen, kind="stable")
         self._priority = np.empty(count, dtype=np.int64)
@@ -183,8 +194,12 @@ class Space:
 
         floor((1 - r) C), rounded up to the group's divisor, at least the minimum width.
         """
-        sizes, steps = self.groups.sizes, self._steps
-        wanted = np.floor((1 - shrink[:, self.tied_set]) * sizes + 1e-9).astype(np.int64)
+        return self.kept_at(1 - shrink[:, self.tied_set])
+
+    def kept_at(self, share: np.ndarray) -> np.ndarray:
+        """Channels kept per group (N x G) when it is to keep the share `share` (N x G) of them."""
+        sizes, steps = self.groups.sizes, self.steps
+        wanted = np.floor(share * sizes + 1e-9).astype(np.int64)
         wanted = np.maximum(-(-wanted // steps) * steps, self._least)
         return np.where(self.frozen, sizes, np.minimum(wanted, sizes))
 
@@ -250,6 +265,40 @@ class Space:
             kept[row] = item.kept
             skips[row, [edge for edge in edges if edge is not None]] = True
         return Candidates(removed, kept, skips)
+
+    @cached_property
+    def first_of_set(self) -> np.ndarray:
+        """The first group of each tied set (T)."""
+        return np.unique(self.tied_set, return_index=True)[1]
+
+    @cached_property
+    def set_depth(self) -> np.ndarray:
+        """The number of the first layer that makes channels of each tied set (T)."""
+        made = self.groups.makes_share > 0
+        depth = np.where(made.any(axis=0), made.argmax(axis=0), 0)
+        return np.array([depth[self.tied_set == t].min() for t in range(self.num_tied)])
+
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        """Removable layers that belong together, as masks over layers (B x L).
+
+        First every convolution with the removable layers that follow it up to the next one, then
+        the removable layers between two places where edges meet (a residual block's branch). Only
+        masks of two and more layers; none twice.
+        """
+        graph = self.graph
+        removable = np.zeros(len(graph), dtype=bool)
+        removable[self.removable] = True
+        units = [layer.kind in ("conv", "linear") for layer in graph.layers]
+        meets = [len(layer.inputs) > 1 for layer in graph.layers]
+        masks: dict[bytes, np.ndarray] = {}
+        for starts in (units, meets):
+            number = np.cumsum(starts)
+            for block in np.unique(number):
+                mask = removable & (number == block)
+                if mask.sum() > 1:
+                    masks.setdefault(mask.tobytes(), mask)
+        return np.array(list(masks.values()), dtype=bool).reshape(-1, len(graph))
 
     @cached_property
     def _edge_number(self) -> dict[tuple[int, int], int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esnac.objective import compression, reward
+from esnac.report.surrogate import SurrogateFigures, surrogate_figures
 
 Event = Mapping[str, Any]
 
@@ -83,9 +84,11 @@ class RunSummary:
     dataset: str | None
     seed: int | None
     engine: str | None
+    objective: str | None
     teacher: TeacherFigures
     evaluations: int
     best_f: float | None
+    surrogate: SurrogateFigures
     finalists: list[Finalist]
     trials: list[Trial]
     ended: bool
@@ -110,12 +113,19 @@ class RunSummary:
         """The finalist that is best on the validation split: test data never choose.
 
         Its c (2 - c) a is compared with a = validation accuracy after the last stage (the
-        teacher's is the same for all); f of the search where a stage measured none.
+        teacher's is the same for all), or a alone where the search was after accuracy; f of the
+        search where a stage measured none.
         """
         finished = [finalist for finalist in self.finalists if finalist.stages]
-        measured = all(_validation(finalist) is not None for finalist in finished)
-        key = _validation if measured else lambda finalist: finalist.f_search
+        measured = all(self._validation(finalist) is not None for finalist in finished)
+        key = self._validation if measured else lambda finalist: finalist.f_search
         return max(finished, key=lambda f: (key(f) or 0.0, -f.index), default=None)
+
+    def _validation(self, finalist: Finalist) -> float | None:
+        accuracy: float | None = finalist.stages[-1].get("validation_accuracy")
+        if accuracy is None or finalist.ratio is None or self.objective == "accuracy":
+            return accuracy
+        return reward(finalist.ratio, accuracy, 1.0)
 
 
 def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None) -> RunSummary:
@@ -126,7 +136,8 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
     events = list(events)
     header = next((event for event in events if event["event"] == "run"), {})
     teacher = _teacher(events)
-    trials = _trials(events, teacher)
+    merged = _merged(events)
+    trials = _trials(merged, teacher)
     results = [trial.f for trial in trials if trial.state == "DONE" and trial.f is not None]
     return RunSummary(
         run=run_name,
@@ -134,9 +145,11 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
         dataset=header.get("dataset"),
         seed=header.get("seed"),
         engine=header.get("engine"),
+        objective=header.get("objective"),
         teacher=teacher,
         evaluations=sum(trial.state == "DONE" for trial in trials),
         best_f=max(results, default=None),
+        surrogate=surrogate_figures(merged),
         finalists=_finalists(events, {t.trial: t for t in trials}, teacher, folder),
         trials=trials,
         ended=bool(events) and events[-1]["event"] == "end",
@@ -156,19 +169,23 @@ def _teacher(events: list[Event]) -> TeacherFigures:
     return TeacherFigures(last.get("accuracy"), last.get("params"), last.get("macs"))
 
 
-def _trials(events: list[Event], teacher: TeacherFigures) -> list[Trial]:
+def _merged(events: list[Event]) -> list[Event]:
+    """One row per trial, in order: the keys of its last state over those of its proposal."""
     merged: dict[int, dict[str, Any]] = {}
     for event in events:
         if event["event"] == "trial":
             merged.setdefault(event["trial"], {}).update(event)
+    return [merged[number] for number in sorted(merged)]
+
+
+def _trials(merged: list[Event], teacher: TeacherFigures) -> list[Trial]:
     rows = []
-    for number in sorted(merged):
-        row = merged[number]
+    for row in merged:
         ratio, times = _against(row.get("params"), teacher)
         keys = ("step", "params", "macs", "accuracy", "f", "seconds", "reason")
         values = {key: row.get(key) for key in keys}
         rows.append(
-            Trial(number, row["state"], ratio=row.get("ratio", ratio), times=times, **values)
+            Trial(row["trial"], row["state"], ratio=row.get("ratio", ratio), times=times, **values)
         )
     return rows
 
@@ -234,10 +251,3 @@ def _stage(event: Event, folder: Path | None) -> dict[str, Any]:
     if folder is not None and stage.get("path"):
         stage["path"] = str(folder / stage["path"])
     return stage
-
-
-def _validation(finalist: Finalist) -> float | None:
-    accuracy = finalist.stages[-1].get("validation_accuracy")
-    if accuracy is None or finalist.ratio is None:
-        return None
-    return reward(finalist.ratio, accuracy, 1.0)

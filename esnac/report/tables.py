@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from esnac.report.summary import Failure, Finalist, RunSummary, Trial
+from esnac.report.surrogate import SurrogateFigures
 
 Rows = Sequence[Sequence[str]]
 Renderer = Callable[[Sequence[str], Rows], str]
@@ -26,10 +27,13 @@ CSV_HEADER: tuple[str, ...] = (
     "dataset",
     "seed",
     "engine",
+    "objective",
     "teacher_accuracy",
     "teacher_params",
 )
-CSV_HEADER += ("teacher_macs", "evaluations", "best_f", "index", "trial", "params", "macs", "ratio")
+CSV_HEADER += ("teacher_macs", "evaluations", "best_f")
+CSV_HEADER += ("surrogate_trials", "surrogate_rank_correlation", "surrogate_coverage")
+CSV_HEADER += ("surrogate_hit_rate", "index", "trial", "params", "macs", "ratio")
 CSV_HEADER += ("times", "accuracy_search", "accuracy", "f_search", "f", "path")
 
 NOTHING = "-"
@@ -61,9 +65,10 @@ def to_csv(summaries: Sequence[RunSummary]) -> str:
     for summary in summaries:
         plain = summary.to_plain()
         finalists = plain.pop("finalists")
-        teacher = {f"teacher_{key}": value for key, value in plain.pop("teacher").items()}
+        for group in ("teacher", "surrogate"):
+            plain |= {f"{group}_{key}": value for key, value in plain.pop(group).items()}
         for finalist in finalists or [{}]:
-            writer.writerow(plain | teacher | finalist)
+            writer.writerow(plain | finalist)
     return buffer.getvalue().rstrip("\n")
 
 
@@ -159,7 +164,7 @@ def failed(failure: Failure) -> str:
 
 
 def status(summary: RunSummary) -> str:
-    """One sentence per fact: what was run, how far it is, what the teacher is."""
+    """One sentence: what was run, the teacher, how far the search is and how its model did."""
     figures = summary.teacher
     failed, pending = summary.count("FAILED"), summary.count("PROPOSED")
     where = [f"{name} {value}" for name, value in _identity(summary) if value is not None]
@@ -172,11 +177,28 @@ def status(summary: RunSummary) -> str:
         f"{macs(figures.macs)} MACs"
     )
     facts = [", ".join(where), teacher if figures.params else "no teacher yet", ", ".join(trials)]
+    facts += [surrogate(summary.surrogate)]
     return "; ".join([fact for fact in facts if fact] + [_stand(summary)]) + "."
 
 
+def surrogate(figures: SurrogateFigures) -> str:
+    """`surrogate: rank correlation 0.83, 90 % intervals held 88 %, 61 % of steps improved`.
+
+    Empty when nothing is known; without the first word when no model expected anything.
+    """
+    model = []
+    if figures.rank_correlation is not None:
+        model += [f"rank correlation {figures.rank_correlation:.2f}"]
+    if figures.coverage is not None:
+        model += [f"90 % intervals held {100 * figures.coverage:.0f} %"]
+    improved = []
+    if figures.hit_rate is not None:
+        improved = [f"{100 * figures.hit_rate:.0f} % of steps improved"]
+    return ("surrogate: " if model else "") + ", ".join(model + improved)
+
+
 def _identity(summary: RunSummary) -> list[tuple[str, object]]:
-    names = ("network", "dataset", "seed", "engine")
+    names = ("network", "dataset", "seed", "engine", "objective")
     return [(name, getattr(summary, name)) for name in names]
 
 

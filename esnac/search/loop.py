@@ -32,6 +32,7 @@ def search_loop(
         step = max(searcher.steps - 1, 0)
         missing = settings.batch - sum(trial.step == step for trial in searcher.trials)
         if missing <= 0:
+            _record_front(searcher, record)
             step, missing = step + 1, settings.batch
         if step >= settings.steps:
             break
@@ -41,6 +42,14 @@ def search_loop(
         record([proposed(trial) for trial in trials])
         _evaluate(searcher, trials, executor, record, progress)
         _check_success(searcher)
+    _record_front(searcher, record)
+
+
+def front(searcher: Searcher, step: int) -> dict[str, Any]:
+    """The journal row of the archive after a step of a pareto search."""
+    trials, volume = searcher.front()
+    numbers = [trial.number for trial in trials]
+    return {"event": "front", "step": step, "trials": numbers, "hypervolume": volume}
 
 
 def proposed(trial: Trial) -> dict[str, Any]:
@@ -62,6 +71,7 @@ def finished(searcher: Searcher, trial: Trial) -> dict[str, Any]:
 
 def restore(searcher: Searcher, events: Sequence[dict[str, Any]]) -> None:
     """Replays the trials of a journal into a fresh searcher."""
+    searcher.fronts.update(event["step"] for event in events if event["event"] == "front")
     rows = [event for event in events if event["event"] == "trial"]
     ends = {row["trial"]: row for row in rows if row["state"] != "PROPOSED"}
     for row in rows:
@@ -91,6 +101,14 @@ def _evaluate(
             record([finished(searcher, trial)])
             progress(searcher)
             waiting -= 1
+
+
+def _record_front(searcher: Searcher, record: Recorder) -> None:
+    """Once for each step of a pareto search, also if it was interrupted in between."""
+    step = searcher.steps - 1
+    if searcher.objective.settings.kind == "pareto" and step >= 0 and step not in searcher.fronts:
+        record([front(searcher, step)])
+        searcher.fronts.add(step)
 
 
 def _check_success(searcher: Searcher) -> None:

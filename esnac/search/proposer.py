@@ -1,89 +1,80 @@
-"""Proposals of the published engine (Cao, Wang, Kitani, ICLR 2019, section 3.2)."""
+"""What every engine of the search is: a proposer of students that have not been tried."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from esnac.errors import EsnacError
-from esnac.graphs.encode import Encoder
-from esnac.graphs.space import Candidates, Space
-from esnac.runtime import derive_seed, torch_generator
-from esnac.search.sampler import sample
-from esnac.search.settings import SearchSettings
-from esnac.search_spaces import SpaceSettings
-from esnac.surrogate.fit import fit
-from esnac.surrogate.settings import SurrogateSettings
+from esnac.graphs.space import Candidates
+from esnac.search.trial import Expectation
 
 #: Fresh pools drawn, when every candidate of a pool is known already, before giving up.
-_POOLS = 20
+POOLS = 20
 
 
 class SpaceExhaustedError(EsnacError):
     """No architecture is left that has not been proposed."""
 
+    def __init__(self) -> None:
+        super().__init__("Every architecture that the search space draws has been proposed.")
+
 
 @dataclass(frozen=True)
-class Observations:
-    """Evaluated students and their rewards f (n)."""
+class History:
+    """What a proposal may rest on.
 
-    candidates: Candidates
-    f: np.ndarray
-
-
-class PaperProposer:
-    """One fresh kernel per proposal, on a random half of the observations and the teacher (f = 0).
-
-    A proposal is a function of (seed, trial number, observations, architectures seen), so a resumed
-    search goes on as if it had never stopped.
+    `observed` are the n students whose result is known, in the order of their numbers, with the
+    `steps` that proposed them, their `accuracy` (validation, fraction), `value` (what the search
+    maximises, such as f) and what was `expected` of them. `pending`
+    are those that are under evaluation or were proposed earlier in step `step`. `seen` has the keys
+    of all architectures that must not be proposed; `number` is that of the next trial.
     """
 
-    def __init__(
-        self,
-        space: Space,
-        settings: SearchSettings,
-        space_settings: SpaceSettings,
-        surrogate: SurrogateSettings,
-        seed: int,
-    ) -> None:
-        self._space = space
-        self._settings = settings
-        self._space_settings = space_settings
-        self._surrogate = surrogate
-        self._seed = seed
-        self._encoder = Encoder(space)
+    step: int
+    number: int
+    observed: Candidates
+    steps: np.ndarray
+    accuracy: np.ndarray
+    value: np.ndarray
+    expected: tuple[Expectation | None, ...]
+    pending: Candidates
+    seen: set[bytes]
 
-    def propose(self, number: int, observed: Observations, seen: set[bytes]) -> Candidates:
-        """One candidate whose key is not in `seen`, for trial `number`.
 
-        Raises SpaceExhaustedError when random candidates turn up nothing new.
+@dataclass(frozen=True)
+class Proposal:
+    """Candidates (n) and, from engines that model the accuracy, what they expect of each."""
+
+    candidates: Candidates
+    expected: tuple[Expectation | None, ...]
+
+
+class Proposer(Protocol):
+    """An engine. Equal histories and seeds give equal proposals, whatever was asked before.
+
+    An engine may keep what it computed for earlier histories of the same search, as a cache.
+    """
+
+    def propose(self, n: int, history: History) -> Proposal:
+        """Up to `n` new candidates, fewer where the space has no more.
+
+        Asked for n at once or in parts, with the earlier parts pending, the answer is the same.
         """
-        rng = np.random.default_rng(derive_seed(self._seed, "proposal", number))
-        half = rng.random(len(observed.f)) < self._settings.bagging
-        chosen = observed.candidates.select(half)
-        teacher = self._encoder.encode(self._space.identity())
-        inputs = np.concatenate([teacher, self._encoder.encode(chosen)])
-        rewards = np.concatenate([[0.0], observed.f[half]])
-        kernel = fit(
-            torch.from_numpy(inputs),
-            torch.from_numpy(rewards),
-            None,
-            self._surrogate,
-            torch_generator(self._seed, "kernel", number),
-        )
-        best_f = float(observed.f.max(initial=0.0))
-        for _ in range(_POOLS):
-            pool = sample(self._space, self._space_settings, self._settings.pool, rng)
-            keys = pool.keys()
-            fresh = [row for row, key in enumerate(keys) if key not in seen]
-            if not fresh:
-                continue
-            pool = pool.select(np.array(fresh))
-            encoded = torch.from_numpy(self._encoder.encode(pool))
-            scores = kernel.expected_improvement(encoded, None, best_f)
-            return pool.select(np.array([int(scores.argmax())]))
-        raise SpaceExhaustedError(
-            "Every architecture that the search space draws has been proposed."
-        )
+        ...
+
+
+def unexpected(candidates: Candidates) -> Proposal:
+    """A proposal of an engine that predicts nothing."""
+    return Proposal(candidates, (None,) * len(candidates))
+
+
+def unseen(candidates: Candidates, seen: set[bytes]) -> Candidates:
+    """Those that are not in `seen`, each once, in order."""
+    keys: dict[bytes, int] = {}
+    for row, key in enumerate(candidates.keys()):
+        if key not in seen:
+            keys.setdefault(key, row)
+    return candidates.select(np.array(list(keys.values()), dtype=np.int64))

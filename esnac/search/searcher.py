@@ -13,14 +13,23 @@ from esnac.graphs.cost import candidate_costs, cost
 from esnac.graphs.inherit import inherit
 from esnac.graphs.moves import Moves
 from esnac.graphs.network import StudentNetwork, teacher_weights
-from esnac.graphs.space import Space
+from esnac.graphs.space import Candidates
 from esnac.graphs.trace import trace
 from esnac.objective import compression, reward
-from esnac.search.proposer import Observations, PaperProposer, SpaceExhaustedError
-from esnac.search.settings import SearchSettings
+from esnac.search.earlier import Earlier, space_of
+from esnac.search.engines import make_engine
+from esnac.search.objectives import (
+    Latency,
+    Objective,
+    dominators,
+    hypervolume,
+    spread_of_front,
+)
+from esnac.search.proposer import History, SpaceExhaustedError
+from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Outcome, Trial
 from esnac.search_spaces import SpaceSettings
-from esnac.surrogate.settings import SurrogateSettings
+from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 
 
 class Searcher:
@@ -45,6 +54,10 @@ class Searcher:
         settings: SearchSettings | None = None,
         space: SpaceSettings | None = None,
         surrogate: SurrogateSettings | None = None,
+        model: EnsembleSettings | None = None,
+        objective: ObjectiveSettings | None = None,
+        latency: Latency | None = None,
+        earlier: Earlier | None = None,
         seed: int = 127,
     ) -> None:
         self._weights: dict[str, Tensor] | None = None
@@ -62,18 +75,22 @@ class Searcher:
         self.teacher_accuracy = teacher_accuracy
         self.settings = settings or SearchSettings()
         self.space_settings = space or SpaceSettings()
-        self.space = Space(
-            self.graph,
-            tie=self.space_settings.tied_by,
-            protected=self.space_settings.protected,
-            multiple=self.space_settings.multiple,
-            minimum=self.space_settings.minimum,
-        )
+        self.space = space_of(self.graph, self.space_settings)
         self.teacher_cost = cost(self.graph)
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
-        self._proposer = PaperProposer(
-            self.space, self.settings, self.space_settings, surrogate or SurrogateSettings(), seed
+        #: Steps of a pareto search whose front is on record.
+        self.fronts: set[int] = set()
+        self.objective = Objective(self.space, teacher_accuracy, objective, latency)
+        self._engine = make_engine(
+            self.space,
+            self.objective,
+            self.settings,
+            self.space_settings,
+            surrogate or SurrogateSettings(),
+            model or EnsembleSettings(),
+            earlier,
+            seed,
         )
         self._seen: set[bytes] = set(self.space.identity().keys())
 
@@ -88,24 +105,25 @@ class Searcher:
         They count as step `step` (default: a new one) and rest on the results of earlier steps.
         """
         step = self.steps if step is None else step
-        observed = self._observations(step)
+        try:
+            proposal = self._engine.propose(n, self._history(step))
+        except SpaceExhaustedError:
+            return []
+        candidates = proposal.candidates
+        params, macs = candidate_costs(self.space, candidates)
+        keys = candidates.keys()
         asked = []
-        for _ in range(n):
-            number = len(self.trials)
-            try:
-                candidate = self._proposer.propose(number, observed, self._seen)
-            except SpaceExhaustedError:
-                break
-            params, macs = candidate_costs(self.space, candidate)
+        for row, expected in enumerate(proposal.expected):
             trial = Trial(
-                number=number,
+                number=len(self.trials),
                 step=step,
-                moves=self.space.moves(candidate, 0),
-                params=int(params[0]),
-                macs=int(macs[0]),
-                ratio=compression(int(params[0]), self.teacher_cost.params),
+                moves=self.space.moves(candidates, row),
+                params=int(params[row]),
+                macs=int(macs[row]),
+                ratio=compression(int(params[row]), self.teacher_cost.params),
+                expected=expected,
             )
-            self._add(trial, candidate.keys()[0])
+            self._add(trial, keys[row])
             asked.append(trial)
         return asked
 
@@ -153,10 +171,29 @@ class Searcher:
         return reward(trial.ratio, outcome.accuracy, self.teacher_accuracy)
 
     def best(self, k: int = 1) -> list[Trial]:
-        """The k trials with the largest f, best first; of equal ones the earlier."""
-        rewards = {trial.number: self.f(trial) for trial in self.trials}
-        done = [trial for trial in self.trials if rewards[trial.number] is not None]
-        return sorted(done, key=lambda trial: -(rewards[trial.number] or 0.0))[:k]
+        """The k best trials, best first; of equal ones the earlier.
+
+        By what the search maximises; in a pareto search those of the front that together dominate
+        most.
+        """
+        done = [trial for trial in self.trials if self.f(trial) is not None]
+        if not done:
+            return []
+        candidates, accuracy = self._results(done)
+        if self.objective.settings.kind == "pareto":
+            gains = self.objective.gains(candidates, accuracy)
+            return [done[row] for row in spread_of_front(gains, k)]
+        value = self.objective.value(candidates, accuracy)
+        return [done[row] for row in np.argsort(-value, kind="stable")[:k]]
+
+    def front(self) -> tuple[list[Trial], float]:
+        """Trials that no other dominates, and their hypervolume (pareto searches)."""
+        done = [trial for trial in self.trials if self.f(trial) is not None]
+        if not done:
+            return [], 0.0
+        gains = self.objective.gains(*self._results(done))
+        rows = np.flatnonzero(dominators(gains) == 0)
+        return [done[row] for row in rows], hypervolume(gains)
 
     def student(self, trial: Trial | Moves) -> ArchGraph:
         """The architecture of a trial."""
@@ -175,7 +212,23 @@ class Searcher:
         self.trials.append(trial)
         self._seen.add(key)
 
-    def _observations(self, step: int) -> Observations:
+    def _history(self, step: int) -> History:
         told = [t for t in self.trials if t.step < step and self.f(t) is not None]
-        rewards = np.array([self.f(trial) for trial in told], dtype=np.float64)
-        return Observations(self.space.candidates(trial.moves for trial in told), rewards)
+        pending = [t for t in self.trials if t.step == step or t.number not in self.outcomes]
+        observed, accuracy = self._results(told)
+        return History(
+            step=step,
+            number=len(self.trials),
+            observed=observed,
+            steps=np.array([trial.step for trial in told], dtype=np.int64),
+            accuracy=accuracy,
+            value=self.objective.value(observed, accuracy),
+            expected=tuple(trial.expected for trial in told),
+            pending=self.space.candidates(trial.moves for trial in pending),
+            seen=self._seen,
+        )
+
+    def _results(self, trials: Sequence[Trial]) -> tuple[Candidates, np.ndarray]:
+        accuracy = [self.outcomes[trial.number].accuracy for trial in trials]
+        candidates = self.space.candidates(trial.moves for trial in trials)
+        return candidates, np.array(accuracy, dtype=np.float64)

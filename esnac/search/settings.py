@@ -8,21 +8,66 @@ from typing import Literal
 from esnac.data import DataSettings
 from esnac.errors import SettingsError
 from esnac.search_spaces import SpaceSettings
-from esnac.surrogate.settings import SurrogateSettings
+from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 from esnac.training import TrainingSettings
+
+#: What is computed of a student without training it.
+KNOWN_MEASURES = ("params", "macs", "bytes", "latency")
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """What the search maximises, and limits that every proposal keeps."""
+
+    #: "f": c (2 - c) a, as published; "accuracy": the accuracy alone, for use with limits;
+    #: "pareto": the best students for any weighing of `measures`.
+    kind: Literal["f", "accuracy", "pareto"] = "f"
+    measures: tuple[str, ...] = ("accuracy", "params")
+    max_params: int | None = None
+    max_macs: int | None = None
+    #: Of the weights as a float32 file, in bytes.
+    max_bytes: int | None = None
+    #: Of one image on the device of the search, in milliseconds.
+    max_latency: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in KNOWN_MEASURES:
+            limit = getattr(self, f"max_{name}")
+            if limit is not None and not limit > 0:
+                raise SettingsError(f"objective.max_{name} is positive; got {limit}.")
+        known = [name for name in self.measures if name in KNOWN_MEASURES]
+        if self.kind == "pareto" and (
+            sorted(self.measures) != sorted({*known, "accuracy"}) or not 1 <= len(known) <= 2
+        ):
+            raise SettingsError(
+                "objective.measures are accuracy and one or two of "
+                f"{', '.join(KNOWN_MEASURES)}; got {', '.join(self.measures)}."
+            )
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The loop of Cao et al. 2019: `steps` times, `batch` kernels propose one student each."""
+    """The loop: `steps` times `batch` students are proposed by the engine and evaluated."""
 
-    engine: Literal["paper"] = "paper"
+    engine: Literal["esnac", "paper", "random", "evolution", "features", "tpe"] = "paper"
     steps: int = 20
     batch: int = 8
-    #: Random candidates that each kernel scores.
+    #: Candidates that the model scores: for each kernel ("paper"), for each step ("esnac").
     pool: int = 1000
-    #: Chance that an observation belongs to the half on which a kernel is trained.
+    #: Chance that an observation belongs to the half on which a kernel is trained ("paper").
     bagging: float = 0.5
+    #: Shares of parameters saved between which the first batch is spread ("esnac").
+    spread: tuple[float, float] = (0.6, 0.97)
+    #: Best observed students that the model looks at again, and how many of them become parents.
+    considered: int = 100
+    parents: int = 24
+    #: Times that the best candidates found are varied again.
+    rounds: int = 2
+    #: Candidates from which the batch is chosen.
+    shortlist: int = 200
+    #: Students alive and contestants of a tournament ("evolution").
+    population: int = 40
+    tournament: int = 10
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "pool"):
@@ -69,7 +114,11 @@ class RunSettings:
     teacher: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=200))
     space: SpaceSettings = field(default_factory=SpaceSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    #: The kernels of the engine "paper".
     surrogate: SurrogateSettings = field(default_factory=SurrogateSettings)
+    #: The ensemble of the engine "esnac".
+    model: EnsembleSettings = field(default_factory=EnsembleSettings)
     #: Training of each candidate: the student imitates the teacher's logits, no labels.
     evaluation: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from esnac.graphs.moves import Moves
@@ -11,8 +11,21 @@ State = Literal["PROPOSED", "DONE", "FAILED"]
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """An accuracy (fraction) that a model expects to be measured, with its 90 % interval."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One proposed student. `ratio` is the share of the teacher's parameters that it saves."""
+    """One proposed student. `ratio` is the share of the teacher's parameters that it saves.
+
+    `expected`: the accuracy that the engine's model expects, with its central 90 % interval (low,
+    high), or None from engines without a model of it.
+    """
 
     number: int
     step: int
@@ -20,9 +33,10 @@ class Trial:
     params: int
     macs: int
     ratio: float
+    expected: Expectation | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        return {
+        plain: dict[str, Any] = {
             "trial": self.number,
             "step": self.step,
             "moves": self.moves.to_plain(),
@@ -30,6 +44,9 @@ class Trial:
             "macs": self.macs,
             "ratio": self.ratio,
         }
+        if self.expected is not None:
+            plain["expected"] = asdict(self.expected)
+        return plain
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Trial:
@@ -40,6 +57,7 @@ class Trial:
             params=plain["params"],
             macs=plain["macs"],
             ratio=plain["ratio"],
+            expected=Expectation(**plain["expected"]) if plain.get("expected") else None,
         )
 
 

@@ -44,3 +44,33 @@ class SurrogateSettings:
                 raise SettingsError(f"{name} must not be negative; got {getattr(self, name)}.")
         if not 0 < self.averaging <= 1:
             raise SettingsError(f"averaging must be in (0, 1]; got {self.averaging}.")
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """The model of the default engine; measured in docs/engine.md."""
+
+    members: int = 4
+    #: Units of the LSTM per direction.
+    hidden: int = 64
+    #: Steps of Adam for fresh members, and for those that go on from the step before.
+    first_steps: int = 60
+    next_steps: int = 12
+    #: The members start afresh every so many steps of the search.
+    afresh_every: int = 5
+    learning_rate: float = 5e-3
+    scale_learning_rate: float = 0.05
+    weight_decay: float = 0.0
+    #: Share of the observations that trains a member's weights, and bounds on their number.
+    part: float = 0.8
+    least_part: int = 24
+    most_part: int = 128
+    #: Most observations that predictions rest on: the cost grows with the cube.
+    most: int = 1000
+    #: Graphs embedded at a time.
+    chunk: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("members", "hidden", "first_steps", "afresh_every", "most", "chunk"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1; got {getattr(self, name)}.")

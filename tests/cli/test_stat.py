@@ -83,6 +83,23 @@ def test_json_is_the_contract(root: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run["evaluations"] == 1
 
 
+def test_how_good_the_surrogate_was(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"params": 40_000, "macs": 6_000_000, "ratio": 0.853195}
+    expected = {"accuracy": 0.9, "low": 0.85, "high": 0.95}
+    with Run.open(root / "b", write=True) as run:
+        run.append(
+            "trial", trial=1, state="PROPOSED", step=2, moves={}, expected=expected, **figures
+        )
+        run.append("trial", trial=1, state="DONE", accuracy=0.92, f=0.93, seconds=2.5, **figures)
+    assert call("b", "--format", "json") == 0
+    (plain,) = json.loads(capsys.readouterr().out)
+    known = {"trials": 1, "rank_correlation": None, "coverage": 1.0, "hit_rate": 1.0}
+    assert plain["surrogate"] == known
+    assert call("b") == 0
+    sentence = "; surrogate: 90 % intervals held 100 %, 100 % of steps improved; "
+    assert sentence in capsys.readouterr().out
+
+
 def test_a_run_by_its_path(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("runs/b", "--format", "csv") == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))

@@ -10,8 +10,9 @@ import pytest
 from esnac.objective import reward
 from esnac.report.summary import Finalist, summarise
 
-JSON_KEYS = ["run", "network", "dataset", "seed", "engine", "teacher", "evaluations", "best_f"]
-JSON_KEYS += ["finalists"]
+JSON_KEYS = ["run", "network", "dataset", "seed", "engine", "objective", "teacher"]
+JSON_KEYS += ["evaluations", "best_f", "surrogate", "finalists"]
+SURROGATE_KEYS = ["trials", "rank_correlation", "coverage", "hit_rate"]
 FINALIST_KEYS = ["index", "trial", "params", "macs", "ratio", "times", "accuracy_search"]
 FINALIST_KEYS += ["accuracy", "f_search", "f", "path", "stages"]
 
@@ -118,6 +119,7 @@ def test_the_keys_are_the_contract() -> None:
     plain = summarise([*FINALISTS, stage(0, 2, 0.7, 0.69, 0.95)], "a").to_plain()
     assert list(plain) == JSON_KEYS
     assert list(plain["teacher"]) == ["accuracy", "params", "macs"]
+    assert list(plain["surrogate"]) == SURROGATE_KEYS
     assert [list(finalist) for finalist in plain["finalists"]] == [FINALIST_KEYS] * 2
 
 
@@ -200,6 +202,20 @@ def test_a_search_under_way() -> None:
     assert (lost.reason, lost.f, lost.params) == ("loss is not finite", None, 2_000_000)
     assert summary.trials[1].step == 1
     assert summary.trials[1].times == pytest.approx(10.664146)
+
+
+def test_expectations_of_proposals_meet_what_was_measured() -> None:
+    expected = [{"accuracy": a, "low": a - 0.05, "high": a + 0.05} for a in (0.4, 0.5, 0.6, 0.7)]
+    later = [{**proposed(3 + i), "step": 2, "expected": e} for i, e in enumerate(expected)]
+    measured = [(3, 0.41, 0.85), (5, 0.70, 0.95), (4, 0.54, 0.7)]  # the third is too good
+    results = [{**done(trial, f), "accuracy": a} for trial, a, f in measured]
+    plain = summarise([*SEARCHED, *later, *results], "a").to_plain()
+    assert plain["surrogate"] == {
+        "trials": 4,
+        "rank_correlation": pytest.approx(1),
+        "coverage": pytest.approx(2 / 3),
+        "hit_rate": 1.0,
+    }
 
 
 @pytest.mark.parametrize("length", range(len(FINALISTS) + 1))

@@ -11,6 +11,7 @@ import pytest
 
 from esnac.report import tables
 from esnac.report.summary import Failure, Finalist, RunSummary, TeacherFigures, Trial
+from esnac.report.surrogate import SurrogateFigures
 
 FINALISTS = [
     Finalist(
@@ -35,9 +36,11 @@ SUMMARY = RunSummary(
     dataset="cifar100",
     seed=127,
     engine="esnac",
+    objective="f",
     teacher=TeacherFigures(0.7871, 21_328_292, 1_160_000_000),
     evaluations=160,
     best_f=0.9102,
+    surrogate=SurrogateFigures(144, 0.8317, 0.875, 0.6111),
     finalists=FINALISTS,
     trials=[
         Trial(12, "DONE", 2, 2_849_000, 164_000_000, 0.8664, 7.4864, 0.7012, 0.9102, 61.25),
@@ -46,7 +49,9 @@ SUMMARY = RunSummary(
     ended=True,
 )
 SEARCHING = dataclasses.replace(SUMMARY, run="b", finalists=[], ended=False)
-EMPTY = RunSummary("c", None, None, None, None, TeacherFigures(), 0, None, [], [], False)
+EMPTY = RunSummary(
+    "c", None, None, None, None, None, TeacherFigures(), 0, None, SurrogateFigures(), [], [], False
+)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +131,32 @@ def test_a_failure_is_a_line_below_the_table(style: str) -> None:
     assert "failed in" not in tables.render([SUMMARY], style)
 
 
+@pytest.mark.parametrize(
+    ("figures", "sentence"),
+    [
+        (
+            SurrogateFigures(144, 0.8317, 0.875, 0.6111),
+            "surrogate: rank correlation 0.83, 90 % intervals held 88 %, 61 % of steps improved",
+        ),
+        (SurrogateFigures(2, None, 1.0, None), "surrogate: 90 % intervals held 100 %"),
+        (SurrogateFigures(hit_rate=0.0), "0 % of steps improved"),
+        (SurrogateFigures(8), ""),
+        (SurrogateFigures(), ""),
+    ],
+)
+def test_how_good_the_surrogate_was(figures: SurrogateFigures, sentence: str) -> None:
+    assert tables.surrogate(figures) == sentence
+    line = tables.status(dataclasses.replace(SUMMARY, surrogate=figures))
+    told = f"; {sentence}; " if sentence else "; "
+    assert line.endswith(f"best f in search 0.9102{told}1 of 2 finalists trained.")
+
+
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_the_surrogate_is_part_of_the_status(style: str) -> None:
+    assert "; surrogate: rank correlation 0.83, " in tables.render([SUMMARY], style)
+    assert "surrogate" not in tables.render([EMPTY], style)
+
+
 @pytest.mark.parametrize("style", ["csv", "json"])
 def test_a_failure_leaves_what_programs_read_alone(style: str) -> None:
     lost = dataclasses.replace(SUMMARY, failures=[Failure(1, 3, "train", "loss is not finite")])
@@ -154,6 +185,9 @@ def test_csv_has_full_numbers_and_a_row_per_finalist() -> None:
     assert float(rows[0]["accuracy"]) == 0.7547
     assert float(rows[0]["times"]) == 7.4864
     assert rows[0]["teacher_params"] == "21328292"
+    assert (rows[0]["surrogate_trials"], rows[0]["surrogate_coverage"]) == ("144", "0.875")
+    assert float(rows[1]["surrogate_rank_correlation"]) == 0.8317
+    assert (rows[2]["surrogate_trials"], rows[2]["surrogate_hit_rate"]) == ("0", "")
     assert rows[1]["accuracy"] == ""
     assert rows[2]["index"] == ""
     assert rows[2]["evaluations"] == "0"

@@ -12,14 +12,16 @@ from esnac import Searcher
 from esnac.errors import EsnacError
 from esnac.executors import SerialExecutor
 from esnac.search.loop import finished, proposed, restore, search_loop
-from esnac.search.settings import SearchSettings
+from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Outcome, Trial
 from esnac.surrogate.settings import SurrogateSettings
 
 Rows = list[dict[str, Any]]
 
 
-def searcher(seed: int = 1) -> Searcher:
+def searcher(
+    seed: int = 1, objective: ObjectiveSettings | None = None, engine: str = "paper"
+) -> Searcher:
     """Four steps of three trials."""
     layers = [
         layer
@@ -30,8 +32,9 @@ def searcher(seed: int = 1) -> Searcher:
         nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)),
         (1, 8, 8),
         teacher_accuracy=0.9,
-        settings=SearchSettings(steps=4, batch=3, pool=50),
+        settings=SearchSettings(engine=engine, steps=4, batch=3, pool=50),
         surrogate=SurrogateSettings(hidden=4, layers=1, steps=3),
+        objective=objective,
         seed=seed,
     )
 
@@ -135,3 +138,63 @@ def test_journal_rows_carry_number_and_state() -> None:
     assert (row["state"], row["accuracy"], row["seconds"]) == ("DONE", 0.5, 2.0)
     assert (row["params"], row["macs"], row["ratio"]) == (trial.params, trial.macs, trial.ratio)
     assert row["f"] == f == pytest.approx(trial.ratio * (2 - trial.ratio) * 0.5 / 0.9)
+
+
+PARETO = ObjectiveSettings(kind="pareto")
+
+
+def area(points: list[tuple[float, float]]) -> float:
+    """What points dominate above the origin: steps of a staircase, the widest first."""
+    total = height = 0.0
+    for x, y in sorted(points, reverse=True):
+        total += x * max(y - height, 0)
+        height = max(height, y)
+    return total
+
+
+def test_a_pareto_search_records_its_front_after_every_step() -> None:
+    engine = searcher(objective=PARETO, engine="random")
+    rows = searched(engine)
+    assert [row.get("state", "front") for row in rows] == (
+        ["PROPOSED"] * 3 + ["DONE"] * 3 + ["front"]
+    ) * 4
+    known: dict[int, tuple[float, float]] = {}
+    volumes = []
+    for row in rows:
+        if row.get("state") == "DONE":
+            known[row["trial"]] = (row["accuracy"] / 0.9, row["ratio"])
+        elif row["event"] == "front":
+            front = [
+                number
+                for number, (a, c) in known.items()
+                if not any(
+                    p[0] >= a and p[1] >= c and p != (a, c) for p in known.values()
+                )
+            ]  # fmt: skip
+            assert row["step"] == len(volumes)
+            assert row["trials"] == front
+            assert row["hypervolume"] == pytest.approx(area(list(known.values())))
+            volumes.append(row["hypervolume"])
+    assert volumes == sorted(volumes)
+    assert volumes[0] < volumes[-1]
+    trials, volume = engine.front()
+    assert [trial.number for trial in trials] == rows[-1]["trials"]
+    assert volume == volumes[-1]
+
+
+@pytest.mark.parametrize("cut", range(29))
+def test_a_pareto_search_cut_anywhere_records_each_front_once(cut: int) -> None:
+    whole = searched(searcher(objective=PARETO, engine="random"))
+    resumed = searcher(objective=PARETO, engine="random")
+    restore(resumed, whole[:cut])
+    rows = whole[:cut] + searched(resumed)
+
+    def order(row: dict[str, Any]) -> tuple[int, str, int]:
+        return row.get("trial", -1), row.get("state", ""), row.get("step", 0)
+
+    assert sorted(rows, key=order) == sorted(whole, key=order)
+
+
+def test_other_searches_have_no_front() -> None:
+    rows = searched(searcher(objective=ObjectiveSettings(kind="accuracy"), engine="random"))
+    assert {row["event"] for row in rows} == {"trial"}

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from esnac import networks
-from esnac.graphs.space import Space
+from esnac.graphs.cost import candidate_costs
+from esnac.graphs.space import Space, joined
 from esnac.graphs.trace import trace
-from esnac.search.sampler import sample
+from esnac.search.sampler import Source, sample
 from esnac.search_spaces import SpaceSettings
 
 
@@ -41,3 +42,47 @@ def test_shrink_limit(space):
 def test_same_generator_same_candidates(space):
     a, b = (sample(space, SpaceSettings(), 5, np.random.default_rng(3)) for _ in range(2))
     assert a.keys() == b.keys()
+
+
+def test_a_source_without_limits_draws_what_the_sampler_draws(space):
+    source = Source(space, SpaceSettings())
+    drawn = source.draw(9, np.random.default_rng(3))
+    assert drawn.keys() == sample(space, SpaceSettings(), 9, np.random.default_rng(3)).keys()
+
+
+def test_a_source_with_a_limit_keeps_it(space):
+    """A tenth of ResNet-18: what is larger is shrunk, and none is lost."""
+    limit = candidate_costs(space, space.identity())[0][0] // 10
+
+    def allowed(candidates):
+        return candidate_costs(space, candidates)[0] <= limit
+
+    free = Source(space, SpaceSettings()).draw(100, np.random.default_rng(0))
+    assert 0.1 < allowed(free).mean() < 0.9
+    source = Source(space, SpaceSettings(), allowed)
+    drawn = source.draw(100, np.random.default_rng(0))
+    assert len(drawn) == 100
+    assert allowed(drawn).all()
+    varied = source.vary(drawn, 90, np.random.default_rng(0))
+    assert len(varied) == 90
+    assert allowed(varied).all()
+
+
+def test_parents_are_drawn_by_their_place(space):
+    """Eight parents that differ in a removed layer; mutation of skips alone leaves that visible.
+
+    The weights 1/3, 1/4, ... 1/10 add up to 1.4290.
+    """
+    parents = joined([space.identity()] * 8)
+    for place in range(8):
+        parents.removed[place, space.removable[place]] = True
+    source = Source(space, SpaceSettings(moves=("skip",)))
+    children = source.vary(parents, 9000, np.random.default_rng(0))
+    mutated = children.select(np.arange(3000, 9000))
+    shares = mutated.removed[:, space.removable[:8]].mean(axis=0)
+    expected = 1 / np.arange(3, 11) / 1.4290
+    assert shares == pytest.approx(expected, abs=0.02)
+    # Crossover is what puts two of them together, or leaves both out.
+    apart = children.removed.sum(axis=1) != 1
+    assert apart[:3000].any()
+    assert not apart[3000:].any()

@@ -6,7 +6,7 @@ from esnac import Searcher
 from esnac.errors import EsnacError
 from esnac.executors import SerialExecutor
 from esnac.search.loop import search_loop
-from esnac.search.settings import SearchSettings
+from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Outcome
 from esnac.search_spaces import SpaceSettings
 from esnac.surrogate.settings import SurrogateSettings
@@ -28,10 +28,16 @@ def tiny():
     )
 
 
-def searcher(seed=1, **settings):
+def searcher(seed=1, objective=None, **settings):
     settings = SearchSettings(**{"steps": 4, "batch": 3, "pool": 50, **settings})
     return Searcher(
-        tiny(), (1, 8, 8), teacher_accuracy=0.9, settings=settings, surrogate=SMALL, seed=seed
+        tiny(),
+        (1, 8, 8),
+        teacher_accuracy=0.9,
+        settings=settings,
+        surrogate=SMALL,
+        objective=objective,
+        seed=seed,
     )
 
 
@@ -40,7 +46,7 @@ def made_up(trial):
     return Outcome(accuracy=0.9 * (1 - 0.3 * trial.ratio**2), seconds=0.1)
 
 
-def searched(engine):
+def searched_through(engine):
     rows = []
     search_loop(engine, SerialExecutor(made_up), rows.extend)
     return rows
@@ -82,7 +88,7 @@ def test_a_failure_can_be_told():
 
 def test_same_seed_same_proposals_and_never_twice():
     first, again, other = searcher(1), searcher(1), searcher(2)
-    rows = [searched(engine) for engine in (first, again, other)]
+    rows = [searched_through(engine) for engine in (first, again, other)]
     moves = [[trial.moves for trial in engine.trials] for engine in (first, again, other)]
     assert moves[0] == moves[1] != moves[2]
     assert len(set(moves[0])) == len(moves[0]) == 12
@@ -113,3 +119,66 @@ def test_a_result_is_taken_once_and_from_this_search_only():
         engine.tell(trial, accuracy=0.5)
     with pytest.raises(EsnacError, match="not one of this search"):
         searcher(2).tell(trial, accuracy=0.5)
+
+
+def test_the_best_by_accuracy_within_a_limit():
+    """Nothing larger is ever proposed, so the most accurate one is the answer."""
+    limit = ObjectiveSettings(kind="accuracy", max_params=300)
+    engine = searcher(engine="random", objective=limit)
+    for trial in engine.ask(12):
+        engine.tell(trial, accuracy=0.6 + 0.01 * (7 * trial.number % 12))
+    assert max(trial.params for trial in engine.trials) <= 300
+    accuracy = {number: outcome.accuracy for number, outcome in engine.outcomes.items()}
+    order = sorted(accuracy, key=lambda number: (-accuracy[number], number))
+    assert [trial.number for trial in engine.best(5)] == order[:5]
+    f = [engine.f(engine.trials[number]) for number in order]
+    assert f != sorted(f, reverse=True), "by f the order would be another"
+
+
+def test_the_best_of_a_pareto_search_lie_on_its_front():
+    engine = searcher(engine="random", objective=ObjectiveSettings(kind="pareto"))
+    assert engine.front() == ([], 0.0)
+    assert engine.best(3) == []
+    trials = engine.ask(4)
+    # The one in the middle has less accuracy than the smallest; the last failed.
+    size = sorted(trials[:3], key=lambda trial: trial.ratio)
+    for trial, accuracy in zip(size, (0.9, 0.6, 0.7), strict=True):
+        engine.tell(trial, accuracy=accuracy)
+    engine.tell(trials[3], failure="no memory")
+    front, volume = engine.front()
+    assert {trial.number for trial in front} == {size[0].number, size[2].number}
+    a, b = size[0].ratio, size[2].ratio
+    assert volume == pytest.approx(1.0 * a + 0.7 / 0.9 * (b - a))
+    assert {trial.number for trial in engine.best(2)} == {size[0].number, size[2].number}
+    assert engine.best(3)[2] == size[1]
+
+
+def test_engines_and_objectives_lead_to_other_students(make_searcher, searched):
+    """All begin alike, spread over the sizes; then each goes its own way."""
+    pareto = ObjectiveSettings(kind="pareto")
+    searchers = [
+        make_searcher("esnac"),
+        make_searcher("esnac", objective=pareto),
+        make_searcher("esnac", objective=ObjectiveSettings(kind="accuracy")),
+        make_searcher("features"),
+        make_searcher("evolution"),
+        make_searcher("random"),
+    ]
+    for engine in searchers:
+        searched(engine)
+    first = [tuple(trial.moves for trial in engine.trials[:3]) for engine in searchers]
+    assert first[0] == first[1] == first[2] == first[3]
+    assert len({tuple(trial.moves for trial in engine.trials) for engine in searchers}) == 6
+
+
+def test_a_pareto_search_finds_a_better_front_than_f(make_searcher, searched):
+    """Twelve evaluations of three seeds; f is after small students alone."""
+    volumes = {}
+    for kind in ("f", "pareto"):
+        found = []
+        for seed in range(3):
+            engine = make_searcher("esnac", seed, objective=ObjectiveSettings(kind=kind), pool=100)
+            searched(engine)
+            found.append(engine.front()[1])
+        volumes[kind] = sum(found) / 3
+    assert volumes["pareto"] > volumes["f"]

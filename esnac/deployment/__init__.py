@@ -1,0 +1,1 @@
+"""How students fare where they run: the time that inference takes."""

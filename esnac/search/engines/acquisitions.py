@@ -1,0 +1,229 @@
+"""Which candidates a grey-box engine takes: by expected improvement, or by hypervolume gained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from botorch.acquisition.multi_objective import logei
+from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+from botorch.acquisition.multi_objective.objective import GenericMCMultiOutputObjective
+from botorch.models.model import Model
+from botorch.sampling.normal import SobolQMCNormalSampler
+from torch import Tensor
+
+from esnac.graphs.space import Candidates
+from esnac.runtime import seeded
+from esnac.search.objectives import Objective, dominators
+from esnac.surrogate.acquisition import expected_improvement_of_product
+from esnac.surrogate.ensemble import Prediction
+
+# BoTorch would compile a kernel in C++ when it first computes a hypervolume: a minute, files in the
+# user's home, a lock that outlives a killed process, other last digits than without a compiler.
+logei._load_attempted = True
+
+#: Candidates that are encoded and scored at a time.
+_CHUNK = 250
+#: Samples of the accuracy from which the hypervolume gained is estimated.
+_SAMPLES = 64
+
+
+class Predictor(Protocol):
+    """A model of z = log(accuracy / teacher's accuracy) with one or more members."""
+
+    def predict(self, x: Tensor) -> Prediction: ...
+
+    def points(self, x: Tensor, member: int) -> Tensor: ...
+
+    def process(self, member: int) -> tuple[Model, float, float]: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+class Acquisition(Protocol):
+    """Made anew for every step; `students` are the observed ones that are worth a look."""
+
+    def parents(self, k: int) -> Candidates: ...
+
+    def scores(self, candidates: Candidates) -> np.ndarray: ...
+
+    def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]: ...
+
+
+class Improvement:
+    """Expected improvement of the value w e^z, averaged over the members; Kriging believer."""
+
+    def __init__(
+        self,
+        model: Predictor,
+        encode: Callable[[Candidates], Tensor],
+        objective: Objective,
+        students: Candidates,
+    ) -> None:
+        self._model = model
+        self._encode = encode
+        self._objective = objective
+        mean, _ = model.predict(encode(students)).marginal()
+        value = objective.weight(students) * np.exp(mean.numpy())
+        order = np.argsort(-value, kind="stable")
+        self._students = students.select(order)
+        # What the model makes of the best student: the largest of noisy values would be too good.
+        self._incumbent = float(value[order[0]])
+
+    def parents(self, k: int) -> Candidates:
+        return self._students.select(np.arange(min(k, len(self._students))))
+
+    def scores(self, candidates: Candidates) -> np.ndarray:
+        parts = [np.zeros(0)]
+        for start in range(0, len(candidates), _CHUNK):
+            part = candidates.select(np.arange(start, min(start + _CHUNK, len(candidates))))
+            prediction = self._model.predict(self._encode(part))
+            variance = prediction.covariance.diagonal(dim1=1, dim2=2)
+            weight = self._objective.weight(part)
+            parts.append(_log_improvement(weight, prediction.mean, variance, self._incumbent))
+        return np.concatenate(parts)
+
+    def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]:
+        """n rows of `pool`, each the best once those before it came out as expected.
+
+        Pending students are believed first, in order, which makes asking in parts the same.
+        """
+        prediction = self._model.predict(self._encode(pool))
+        covariance, incumbent = prediction.covariance, self._incumbent
+        weight = self._objective.weight(pool)
+        row_of = {key: row for row, key in enumerate(pool.keys())}
+        keys = pending.keys()
+        queue = [row_of[key] for key in keys if key in row_of]
+        free = np.ones(len(pool), dtype=bool)
+        chosen: list[int] = []
+        while queue or (len(chosen) < n and free.any()):
+            if queue:
+                row = queue.pop(0)
+            else:
+                variance = covariance.diagonal(dim1=1, dim2=2)
+                scores = _log_improvement(weight, prediction.mean, variance, incumbent)
+                row = int(np.where(free, scores, -np.inf).argmax())
+                chosen.append(row)
+            free[row] = False
+            column = covariance[:, :, row]
+            spread = (covariance[:, row, row] + prediction.noise)[:, None, None]
+            covariance = covariance - column[:, :, None] * column[:, None, :] / spread
+            mean = float(prediction.mean[:, row].mean())
+            incumbent = max(incumbent, weight[row] * math.exp(mean))
+        return chosen
+
+
+def _log_improvement(
+    weight: np.ndarray, mean: Tensor, variance: Tensor, incumbent: float
+) -> np.ndarray:
+    """Log of the members' mean improvement (n); by the mean where all of it underflows."""
+    gain = expected_improvement_of_product(torch.from_numpy(weight), mean, variance, incumbent)
+    found: np.ndarray = (gain.mean(0).clamp_min(1e-300).log() + 1e-9 * mean.mean(0)).numpy()
+    return found
+
+
+class HypervolumeGain:
+    """qLogNEHVI (Ament et al. 2023) on accuracy and exactly known measures, larger is better.
+
+    A point is an embedding followed by the known measures, so that the process models z alone. The
+    members take turns: the k-th choice of a step rests on member k modulo their number.
+    """
+
+    def __init__(
+        self,
+        model: Predictor,
+        encode: Callable[[Candidates], Tensor],
+        objective: Objective,
+        students: Candidates,
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._encode = encode
+        self._objective = objective
+        self._seed = seed
+        mean, _ = model.predict(encode(students)).marginal()
+        expected = objective.gains(students, objective.teacher_accuracy * np.exp(mean.numpy()))
+        order = np.argsort(dominators(expected), kind="stable")
+        self._students = students.select(order)
+
+    def parents(self, k: int) -> Candidates:
+        return self._students.select(np.arange(min(k, len(self._students))))
+
+    def scores(self, candidates: Candidates) -> np.ndarray:
+        acquisition = self._acquisition(0, None)
+        parts = [np.zeros(0)]
+        for start in range(0, len(candidates), _CHUNK):
+            part = candidates.select(np.arange(start, min(start + _CHUNK, len(candidates))))
+            with torch.no_grad():
+                parts.append(acquisition(self._points(part, 0)[:, None]).numpy())
+        return np.concatenate(parts)
+
+    def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]:
+        keys = pool.keys()
+        row_of = {key: row for row, key in enumerate(keys)}
+        believed = [row_of[key] for key in pending.keys() if key in row_of]  # noqa: SIM118
+        free = np.ones(len(pool), dtype=bool)
+        free[believed] = False
+        chosen: list[int] = []
+        while len(chosen) < n and free.any():
+            member = (len(believed) + len(chosen)) % self._model.size
+            points = self._points(pool, member)
+            taken = believed + chosen
+            acquisition = self._acquisition(member, points[taken] if taken else None)
+            with torch.no_grad():
+                parts = [acquisition(part[:, None]) for part in points.split(_CHUNK)]
+            scores = torch.cat(parts).numpy()
+            row = int(np.where(free, scores, -np.inf).argmax())
+            free[row] = False
+            chosen.append(row)
+        return chosen
+
+    def _points(self, candidates: Candidates, member: int) -> Tensor:
+        known = torch.from_numpy(self._objective.known(candidates))
+        return torch.cat([self._model.points(self._encode(candidates), member), known], dim=1)
+
+    def _acquisition(self, member: int, pending: Tensor | None) -> Any:
+        process, mean, scale = self._model.process(member)
+        count = len(self._objective.known_measures)
+
+        def measures(samples: Tensor, X: Tensor | None) -> Tensor:  # called with X=
+            assert X is not None
+            values = X[..., -count:].expand(*samples.shape[:-1], count)
+            return torch.cat([(mean + scale * samples).exp(), values], dim=-1)
+
+        # Pruning draws from the global generator.
+        with seeded(self._seed, torch.device("cpu")):
+            return qLogNoisyExpectedHypervolumeImprovement(
+                model=_Leading(process, count),
+                ref_point=[0.0] * (count + 1),
+                X_baseline=self._points(self._students, member),
+                sampler=SobolQMCNormalSampler(torch.Size([_SAMPLES]), seed=self._seed % 2**31),
+                objective=GenericMCMultiOutputObjective(measures),
+                X_pending=pending,
+                prune_baseline=True,
+                cache_root=False,
+            )
+
+
+class _Leading(Model):
+    """A process on all but the last `extra` columns of its points."""
+
+    def __init__(self, process: Model, extra: int) -> None:
+        super().__init__()
+        self._process = process
+        self._extra = extra
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return torch.Size()
+
+    def posterior(self, X: Tensor, *args: Any, **keywords: Any) -> Any:
+        return self._process.posterior(X[..., : -self._extra], *args, **keywords)
