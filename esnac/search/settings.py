@@ -60,9 +60,9 @@ class SearchSettings:
     spread: tuple[float, float] = (0.6, 0.97)
     #: Best observed students that the model looks at again, and how many of them become parents.
     considered: int = 100
-    parents: int = 24
+    parents: int = 16
     #: Times that the best candidates found are varied again.
-    rounds: int = 2
+    rounds: int = 5
     #: Candidates from which the batch is chosen.
     shortlist: int = 200
     #: Students alive and contestants of a tournament ("evolution").

@@ -64,7 +64,7 @@ class LearnedGP(ExactGP, GPyTorchModel):
 
 @dataclass
 class Member:
-    """One encoder with its process; `trained` counts the steps of Adam that it has had."""
+    """One encoder with its process; `trained` counts its steps of Adam."""
 
     encoder: GraphEmbedding
     gp: LearnedGP
@@ -93,8 +93,9 @@ class Prediction:
 class Ensemble:
     """Members that are trained further as observations come in.
 
-    `fit` starts them afresh or goes on from where they are, so an ensemble is a function of the
-    seeds and observations it has been given, in order.
+    Each starts anew every `afresh_every` steps of the search, one after the other, and goes on from
+    where it is in between. So an ensemble is a function of the seeds, steps and observations that
+    it has been given since all of its members started anew.
     """
 
     def __init__(
@@ -133,15 +134,16 @@ class Ensemble:
         y: Tensor,
         seed: int,
         *,
+        step: int = 0,
         afresh: bool = False,
     ) -> None:
         """Learns from graphs `x` (n x L x F, float32) with values `y` (n, finite, float64).
 
+        All members start anew where `afresh`, else those whose turn it is in `step` of the search.
         Past `settings.most` observations the best half of that number and a random half of the rest
         are used. Raises TrainingError when an embedding is not finite.
         """
         settings = self._settings
-        afresh = afresh or not self._members
         if afresh:
             self._members = []
         generators = [torch_generator(seed, "member", number) for number in range(settings.members)]
@@ -151,12 +153,15 @@ class Ensemble:
         self._scale = float(y.std()) if len(y) > 1 and y.std() > 1e-9 else 1.0
         z = ((y - self._mean) / self._scale).clamp_min(-CLAMP)
         for number, generator in enumerate(generators):
-            if afresh:
+            every = settings.afresh_every
+            new = len(self._members) == number
+            if new or step % every == number * every // settings.members:
                 encoder = GraphEmbedding(self._features, settings.hidden, 1, generator)
                 empty = torch.zeros(1, 2 * settings.hidden, dtype=torch.float64)
-                self._members.append(Member(encoder, LearnedGP(empty, empty[:, 0])))
+                member = Member(encoder, LearnedGP(empty, empty[:, 0]))
+                self._members[number : number + 1] = [member]
             member = self._members[number]
-            steps = settings.first_steps if afresh else settings.next_steps
+            steps = settings.next_steps if member.trained else settings.first_steps
             size = min(len(z), max(settings.least_part, int(settings.part * len(z))))
             size = min(size, settings.most_part)
             part = torch.randperm(len(z), generator=generator)[:size]

@@ -23,8 +23,8 @@ class FeatureModel:
     size = 1
     warm = False
 
-    def fit(self, x: Tensor, y: Tensor, seed: int, *, afresh: bool = True) -> None:
-        """Learns from `x` (n x F) with values `y` (n, float64); `seed` is not needed."""
+    def fit(self, x: Tensor, y: Tensor, seed: int, *, step: int = 0, afresh: bool = True) -> None:
+        """Learns from `x` (n x F) with values `y` (n, float64); the others are not needed."""
         low = y.mean() - CLAMP * y.std() if len(y) > 1 else y.min()
         with warnings.catch_warnings(), exact():
             warnings.simplefilter("ignore", InputDataWarning)

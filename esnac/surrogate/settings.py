@@ -55,8 +55,8 @@ class EnsembleSettings:
     hidden: int = 64
     #: Steps of Adam for fresh members, and for those that go on from the step before.
     first_steps: int = 60
-    next_steps: int = 12
-    #: The members start afresh every so many steps of the search.
+    next_steps: int = 8
+    #: Each member starts anew every so many steps of the search, one after the other.
     afresh_every: int = 5
     learning_rate: float = 5e-3
     scale_learning_rate: float = 0.05
@@ -64,7 +64,7 @@ class EnsembleSettings:
     #: Share of the observations that trains a member's weights, and bounds on their number.
     part: float = 0.8
     least_part: int = 24
-    most_part: int = 128
+    most_part: int = 96
     #: Most observations that predictions rest on: the cost grows with the cube.
     most: int = 1000
     #: Graphs embedded at a time.

@@ -137,6 +137,24 @@ def test_afresh_means_as_if_new():
     assert torch.equal(used.predict(new).mean, fitted(x, y).predict(new).mean)
 
 
+@pytest.mark.parametrize("every", [1, 3, 4])
+def test_the_steps_in_which_each_member_began_anew_are_all_that_counts(every):
+    """So a resumed search replays no more than those."""
+    settings = dataclasses.replace(SMALL, members=3, afresh_every=every)
+    (x, y), (new, _) = graphs(24), graphs(5, seed=5)
+    straight, late = Ensemble(6, settings), Ensemble(6, settings)
+    for step in range(8):
+        straight.fit(x[: 3 * step + 3], y[: 3 * step + 3], step, step=step)
+    for step in range(8 - every, 8):
+        late.fit(x[: 3 * step + 3], y[: 3 * step + 3], step, step=step)
+    assert torch.equal(straight.predict(new).mean, late.predict(new).mean)
+    shorter = Ensemble(6, settings)
+    for step in range(8 - every + 1, 8):
+        shorter.fit(x[: 3 * step + 3], y[: 3 * step + 3], step, step=step)
+    if every > 1:
+        assert not torch.equal(straight.predict(new).mean, shorter.predict(new).mean)
+
+
 def test_going_on_is_a_function_of_seeds_and_observations_in_order():
     (x, y), (new, _) = graphs(12), graphs(5, seed=5)
 
@@ -156,7 +174,7 @@ def test_members_go_on_by_fewer_steps():
     x, y = graphs(12)
     ensemble = fitted(x, y)
     assert [member.trained for member in ensemble._members] == [8, 8]
-    ensemble.fit(x, y, 2)
+    ensemble.fit(x, y, 2, step=1)
     assert [member.trained for member in ensemble._members] == [11, 11]
 
 

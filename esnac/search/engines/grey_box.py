@@ -51,7 +51,9 @@ class Model(Predictor, Protocol):
     @property
     def warm(self) -> bool: ...
 
-    def fit(self, x: Tensor, y: Tensor, seed: int, *, afresh: bool) -> None: ...
+    def fit(
+        self, x: Tensor, y: Tensor, seed: int, *, step: int = 0, afresh: bool = False
+    ) -> None: ...
 
 
 class GreyBoxProposer:
@@ -137,10 +139,10 @@ class GreyBoxProposer:
         return found
 
     def _learn(self, history: History) -> None:
-        """Brings the model to this step, by replay from the last fresh start where needed."""
-        every = self._model.afresh_every
-        first = history.step - history.step % every
-        if not first <= self._step <= history.step:
+        """Brings the model to this step, by replay of the steps that it rests on where needed."""
+        first = max(history.step - self._model.afresh_every + 1, 0)
+        goes_on = 0 <= self._step <= history.step
+        if not goes_on:
             self._step = first - 1
         for step in range(self._step + 1, history.step + 1):
             known = np.flatnonzero(history.steps < step)
@@ -150,8 +152,8 @@ class GreyBoxProposer:
             x = self._encode(history.observed.select(known))
             seed = derive_seed(self._seed, "model", step)
             # Also where no step before had a result: the model may be one of another history.
-            afresh = step == first or not (history.steps < step - 1).any()
-            self._model.fit(x, torch.from_numpy(z), seed, afresh=afresh)
+            afresh = (step == first and not goes_on) or not (history.steps < step - 1).any()
+            self._model.fit(x, torch.from_numpy(z), seed, step=step, afresh=afresh)
         self._step = history.step
 
     def _acquisition(self, history: History) -> Acquisition:

@@ -41,11 +41,11 @@ class Model:
     warm: bool = False
     afresh_every: int = 3
     size: int = 1
-    #: Observations, sum of their values, seed, and whether afresh, of every fit.
-    fits: list[tuple[int, float, int, bool]] = field(default_factory=list)
+    #: Step, observations, sum of their values and seed of every fit, and whether all began anew.
+    fits: list[tuple[int, int, float, int, bool]] = field(default_factory=list)
 
-    def fit(self, x: Tensor, y: Tensor, seed: int, *, afresh: bool) -> None:
-        self.fits.append((len(y), round(float(y.sum()), 9), seed, afresh))
+    def fit(self, x: Tensor, y: Tensor, seed: int, *, step: int = 0, afresh: bool = False) -> None:
+        self.fits.append((step, len(y), round(float(y.sum()), 9), seed, afresh))
 
     def predict(self, x: Tensor) -> Prediction:
         covariance = 0.03 * torch.eye(len(x), dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_the_first_batch_of_a_warm_search_takes_what_it_expects_most_of(
     size = Objective(space, 0.9).size(warm)
     np.testing.assert_allclose(size, np.arange(0.525, 0.9, 0.05), atol=0.025)
     assert warm.removed.sum() < 0.6 * cold.removed.sum()
-    assert [(count, afresh) for count, _, _, afresh in model.fits] == [(0, True)]
+    assert [(fit[1], fit[4]) for fit in model.fits] == [(0, True)]
 
 
 def test_expectations_are_those_of_the_model(
@@ -156,17 +156,16 @@ def test_intervals_learn_from_their_failures(
 def test_the_model_of_a_step_knows_the_steps_before_it(
     space: Space, make_history: Callable[..., History]
 ) -> None:
-    """Afresh at steps 1 (the first with results), 3 and 6; one seed per step."""
+    """All begin anew at step 1, the first with results; one seed per step."""
     model = Model()
     proposer = engine(space, model)
     for step in range(8):
         proposer.propose(2, grown(make_history, space, step))
-    counts = [(count, afresh) for count, _, _, afresh in model.fits]
-    afresh = {1, 3, 6}
-    assert counts == [(3 * step, step in afresh) for step in range(1, 8)]
-    assert len({seed for _, _, seed, _ in model.fits}) == 7
+    found = [(step, count, afresh) for step, count, _, _, afresh in model.fits]
+    assert found == [(step, 3 * step, step == 1) for step in range(1, 8)]
+    assert len({fit[3] for fit in model.fits}) == 7
     accuracy = 0.3 + 0.01 * np.arange(6)
-    assert model.fits[1][1] == pytest.approx(np.log(accuracy / 0.9).sum(), abs=1e-8)
+    assert model.fits[1][2] == pytest.approx(np.log(accuracy / 0.9).sum(), abs=1e-8)
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -175,11 +174,11 @@ def test_the_model_of_a_step_knows_the_steps_before_it(
 def test_a_model_brought_up_to_a_step_is_the_one_that_grew(
     space: Space, make_history: Callable[..., History], step: int, fail: tuple[int, ...], warm: bool
 ) -> None:
-    """Since the last time that it began afresh both were given the same."""
+    """In the steps in which each of its members began anew, both were given the same."""
 
-    def since_afresh(model: Model) -> list:
-        last = max((i for i, fit in enumerate(model.fits) if fit[3]), default=0)
-        return model.fits[last:]
+    def since_anew(model: Model) -> list:
+        last = max(i for i, fit in enumerate(model.fits) if fit[4])
+        return [fit[:4] for fit in model.fits[last:]]
 
     if not len(grown(make_history, space, step, fail).observed):
         return  # nothing to learn from
@@ -188,12 +187,14 @@ def test_a_model_brought_up_to_a_step_is_the_one_that_grew(
     for number in range(step + 1):
         proposer.propose(1, grown(make_history, space, number, fail))
     engine(space, late).propose(1, grown(make_history, space, step, fail))
-    assert since_afresh(late) == since_afresh(straight)
+    window = range(max(step - Model.afresh_every + 1, 0), step + 1)
+    fits = [fit[:4] for fit in straight.fits if fit[0] in window and fit[1]]
+    assert since_anew(late) == fits
     # Asked about the past, an engine that is further on answers as it did then.
     returning = engine(space, back)
     returning.propose(1, grown(make_history, space, 8, fail))
     returning.propose(1, grown(make_history, space, step, fail))
-    assert since_afresh(back) == since_afresh(straight)
+    assert since_anew(back) == fits
 
 
 def test_asking_again_in_a_step_does_not_train_again(
