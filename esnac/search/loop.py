@@ -37,6 +37,10 @@ def search_loop(
         if step >= settings.steps:
             break
         trials = searcher.ask(missing, step=step)
+        if not trials and not searcher.trials:
+            raise EsnacError(
+                "The search space has no student to propose: widen space.moves or the limits."
+            )
         if not trials:
             break
         record([proposed(trial) for trial in trials])

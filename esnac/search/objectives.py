@@ -5,17 +5,21 @@ Whatever can be computed of a candidate is computed; only the accuracy is measur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from esnac.errors import SettingsError
 from esnac.graphs.cost import candidate_bytes, candidate_costs
-from esnac.graphs.space import Candidates, Space, joined
+from esnac.graphs.space import Candidates, Space
 from esnac.search.settings import KNOWN_MEASURES, ObjectiveSettings
+from esnac.search_spaces import MOVES
 
 #: Seconds that one image takes, of many candidates (N).
 Latency = Callable[[Space, Candidates], np.ndarray]
+
+#: Students among which the smallest possible one is looked for.
+_TRIED = 64
 
 _UNITS = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "latency": "ms"}
 
@@ -26,8 +30,8 @@ class Objective:
     "f": c (2 - c) a with c the share of parameters saved and a = accuracy / teacher's accuracy
     (Cao et al. 2019). "accuracy": a. Both are weight x a with a known weight. "pareto": a and the
     shares saved of the teacher's cost by several measures, none of them before the others.
-    Raises SettingsError when no student of the space lies within the limits, or when latency is
-    asked for and `latency` is None.
+    Raises SettingsError when no student that the `moves` make lies within the limits, or when
+    latency is asked for and `latency` is None.
     """
 
     def __init__(
@@ -36,8 +40,10 @@ class Objective:
         teacher_accuracy: float,
         settings: ObjectiveSettings | None = None,
         latency: Latency | None = None,
+        moves: Sequence[str] = MOVES,
     ) -> None:
         self.space = space
+        self._moves = tuple(moves)
         self.teacher_accuracy = teacher_accuracy
         self.settings = settings or ObjectiveSettings()
         self._latency = latency
@@ -131,23 +137,29 @@ class Objective:
         for name, limit in self._limits():
             if smallest[name] > limit:
                 raise SettingsError(
-                    f"objective.max_{name} = {limit:g} cannot be reached: the smallest possible "
-                    f"student has {smallest[name]:,.4g} {_UNITS[name]}."
+                    f"objective.max_{name} = {_readable(limit)} cannot be reached: the smallest "
+                    f"possible student has {_readable(smallest[name])} {_UNITS[name]}."
                 )
 
     def _smallest(self) -> Mapping[str, float]:
-        """Each measure of the smallest students: least widths, with all layers or without any.
+        """Each measure of the smallest students: least widths, with all layers, some or none.
 
-        A removed layer joins channel groups, so either may be the smaller one.
+        A removed layer joins channel groups, which may widen others, so any may be the smallest.
         """
         space = self.space
-        least = space.kept_at(np.zeros((1, len(space.groups.sizes))))
-        none = np.zeros((1, len(space.graph)), dtype=bool)
-        every = none.copy()
-        every[0, space.removable] = True
-        skips = np.zeros((1, len(space.skips)), dtype=bool)
-        pair = joined([space.resolve(removed, least, skips) for removed in (none, every)])
-        return {name: float(values.min()) for name, values in self.measured(pair).items()}
+        rows = np.arange(_TRIED)[:, None] / (_TRIED - 1)
+        removed = np.zeros((_TRIED, len(space.graph)), dtype=bool)
+        if "remove" in self._moves:
+            chance = np.random.default_rng(0).random((_TRIED, len(space.removable)))
+            removed[:, space.removable] = chance < rows  # none in the first, all in the last
+        share = np.full((_TRIED, len(space.groups.sizes)), 1.0 - ("shrink" in self._moves))
+        skips = np.zeros((_TRIED, len(space.skips)), dtype=bool)
+        small = space.resolve(removed, space.kept_at(share), skips)
+        return {name: float(values.min()) for name, values in self.measured(small).items()}
+
+
+def _readable(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
 
 
 def dominators(gains: np.ndarray) -> np.ndarray:

@@ -81,7 +81,9 @@ class Searcher:
         self.outcomes: dict[int, Outcome] = {}
         #: Steps of a pareto search whose front is on record.
         self.fronts: set[int] = set()
-        self.objective = Objective(self.space, teacher_accuracy, objective, latency)
+        self.objective = Objective(
+            self.space, teacher_accuracy, objective, latency, self.space_settings.moves
+        )
         self._engine = make_engine(
             self.space,
             self.objective,

@@ -11,6 +11,8 @@ from esnac.search_spaces import SpaceSettings
 from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 from esnac.training import TrainingSettings
 
+Engine = Literal["esnac", "paper", "features", "evolution", "tpe", "random"]
+
 #: What is computed of a student without training it.
 KNOWN_MEASURES = ("params", "macs", "bytes", "latency")
 
@@ -49,7 +51,7 @@ class ObjectiveSettings:
 class SearchSettings:
     """The loop: `steps` times `batch` students are proposed by the engine and evaluated."""
 
-    engine: Literal["esnac", "paper", "random", "evolution", "features", "tpe"] = "paper"
+    engine: Engine = "paper"
     steps: int = 20
     batch: int = 8
     #: Candidates that the model scores: for each kernel ("paper"), for each step ("esnac").

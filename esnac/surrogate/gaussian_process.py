@@ -5,6 +5,10 @@ k(h, h') = exp(-|h - h'|^2 / (2 l^2)), prior mean 0, y = f + noise. Everything i
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from botorch.models.gpytorch import GPyTorchModel
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import RBFKernel
@@ -13,6 +17,7 @@ from gpytorch.means import ZeroMean
 from gpytorch.mlls import LeaveOneOutPseudoLikelihood
 from gpytorch.models import ExactGP
 from gpytorch.settings import fast_computations
+from gpytorch.utils.warnings import NumericalWarning
 from torch import Tensor
 
 
@@ -50,6 +55,14 @@ def leave_one_out(gp: EmbeddingGP, h: Tensor, y: Tensor) -> Tensor:
     return LeaveOneOutPseudoLikelihood(gp.likelihood, gp)(gp.forward(h), y)
 
 
-def exact() -> fast_computations:
-    """Context in which GPyTorch solves by Cholesky for any n (from n = 800 it would iterate)."""
-    return fast_computations(covar_root_decomposition=False, log_prob=False, solves=False)
+@contextmanager
+def exact() -> Iterator[None]:
+    """Context in which GPyTorch solves by Cholesky for any n (from n = 800 it would iterate).
+
+    Graphs that are alike give nearly singular matrices; what GPyTorch then does (jitter, variances
+    of -1e-12 set to 0) is of no interest to users, so its warnings of it are silent.
+    """
+    exactly = fast_computations(covar_root_decomposition=False, log_prob=False, solves=False)
+    with exactly, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        yield

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from esnac.errors import SettingsError
+from typing import get_args
+
+from esnac.errors import SettingsError, UnknownNameError
 from esnac.graphs.space import Space
 from esnac.search.earlier import Earlier
 from esnac.search.objectives import Objective
 from esnac.search.proposer import Proposer
 from esnac.search.sampler import Source
-from esnac.search.settings import SearchSettings
+from esnac.search.settings import Engine, SearchSettings
 from esnac.search_spaces import SpaceSettings
 from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 
@@ -61,6 +63,8 @@ def make_engine(
         from esnac.search.engines.tpe import TpeProposer
 
         return TpeProposer(source, seed)
-    from esnac.search.engines.evolution import EvolutionProposer
+    if settings.engine == "evolution":
+        from esnac.search.engines.evolution import EvolutionProposer
 
-    return EvolutionProposer(source, settings, seed)
+        return EvolutionProposer(source, settings, seed)
+    raise UnknownNameError("engine", settings.engine, get_args(Engine))

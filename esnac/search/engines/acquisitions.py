@@ -20,6 +20,7 @@ from esnac.runtime import seeded
 from esnac.search.objectives import Objective, dominators
 from esnac.surrogate.acquisition import expected_improvement_of_product
 from esnac.surrogate.ensemble import Prediction
+from esnac.surrogate.gaussian_process import exact
 
 # BoTorch would compile a kernel in C++ when it first computes a hypervolume: a minute, files in the
 # user's home, a lock that outlives a killed process, other last digits than without a compiler.
@@ -158,7 +159,7 @@ class HypervolumeGain:
         parts = [np.zeros(0)]
         for start in range(0, len(candidates), _CHUNK):
             part = candidates.select(np.arange(start, min(start + _CHUNK, len(candidates))))
-            with torch.no_grad():
+            with torch.no_grad(), exact():
                 parts.append(acquisition(self._points(part, 0)[:, None]).numpy())
         return np.concatenate(parts)
 
@@ -174,7 +175,7 @@ class HypervolumeGain:
             points = self._points(pool, member)
             taken = believed + chosen
             acquisition = self._acquisition(member, points[taken] if taken else None)
-            with torch.no_grad():
+            with torch.no_grad(), exact():
                 parts = [acquisition(part[:, None]) for part in points.split(_CHUNK)]
             scores = torch.cat(parts).numpy()
             row = int(np.where(free, scores, -np.inf).argmax())
@@ -196,7 +197,7 @@ class HypervolumeGain:
             return torch.cat([(mean + scale * samples).exp(), values], dim=-1)
 
         # Pruning draws from the global generator.
-        with seeded(self._seed, torch.device("cpu")):
+        with seeded(self._seed, torch.device("cpu")), exact():
             return qLogNoisyExpectedHypervolumeImprovement(
                 model=_Leading(process, count),
                 ref_point=[0.0] * (count + 1),
