@@ -22,7 +22,9 @@ from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError, RunError, SettingsError, TrainingError, WeightsError
 from esnac.executors import SerialExecutor
 from esnac.graphs import student as students
+from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.cost import cost
+from esnac.graphs.trace import trace
 from esnac.objective import compression, reward
 from esnac.preparation import (
     Choices as Choices,
@@ -110,6 +112,9 @@ def start(
         if earlier is not None:
             earlier.save(run.path / EARLIER)
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
+        if not resume:  # before hours are spent on a teacher
+            graph = trace(new_network(settings, data), data.input_shape)
+            _searcher(run, graph, 1.0, settings, where)
         teacher = prepare_teacher(
             settings,
             data,
@@ -145,7 +150,7 @@ def finish(
         )
         _refuse_other_teacher(run, teacher)
         targets = _targets(teacher, settings, data, where)
-        searcher = _searcher(run, teacher, settings, where)
+        searcher = _searcher(run, teacher.graph, teacher.validation_accuracy, settings, where)
         restore(searcher, run.events())
         _finish(run, settings, data, teacher, targets, searcher, where)
 
@@ -241,12 +246,15 @@ def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
         )
 
 
-def _searcher(run: Run, teacher: Teacher, settings: RunSettings, device: torch.device) -> Searcher:
+def _searcher(
+    run: Run, graph: ArchGraph, accuracy: float, settings: RunSettings, device: torch.device
+) -> Searcher:
+    """Raises SettingsError for an objective that cannot be met, among others."""
     times = LayerTimes(device, cache=run.path / "latency.json")
     earlier = run.path / EARLIER
     return Searcher(
-        teacher.graph,
-        teacher_accuracy=teacher.validation_accuracy,
+        graph,
+        teacher_accuracy=accuracy,
         settings=settings.search,
         space=settings.space,
         surrogate=settings.surrogate,
@@ -263,7 +271,7 @@ def _run(
 ) -> None:
     """Search and full training, from wherever the journal says the run stands."""
     events = run.events()
-    searcher = _searcher(run, teacher, settings, device)
+    searcher = _searcher(run, teacher.graph, teacher.validation_accuracy, settings, device)
     restore(searcher, events)
     save_teacher(run.path, teacher.graph, settings.space, teacher.validation_accuracy)
     _record_start(run, settings, teacher)

@@ -69,24 +69,29 @@ def shrink_until(
 ) -> Candidates:
     """The candidates with all widths cut by a fifth, again and again, until they are `allowed`.
 
-    Those that are not allowed at their least widths are left out.
+    Those at their least widths lose a fifth of their layers, the last ones first. What is not
+    allowed even so is left out. Only moves of the space are used.
     """
-    if "shrink" not in settings.moves:
-        return candidates.select(np.flatnonzero(allowed(candidates)))
-    good = allowed(candidates)
-    kept = candidates.kept.copy()
-    sizes = space.groups.sizes
-    while not good.all():
-        rows = np.flatnonzero(~good)
-        smaller = space.kept_at(np.minimum(0.8 * kept[rows], kept[rows] - space.steps) / sizes)
-        smaller = np.minimum(smaller, kept[rows])
-        moved = (smaller < kept[rows]).any(axis=1)
-        kept[rows] = smaller
-        if not moved.any():
-            break
-        candidates = space.resolve(candidates.removed, kept, candidates.skips)
-        good = allowed(candidates)
-    return candidates.select(np.flatnonzero(good))
+    removed, kept = candidates.removed.copy(), candidates.kept.copy()
+    rows = np.flatnonzero(~allowed(candidates))
+    while len(rows):
+        changed = np.zeros(len(rows), dtype=bool)
+        if "shrink" in settings.moves:
+            share = np.minimum(0.8 * kept[rows], kept[rows] - space.steps) / space.groups.sizes
+            smaller = np.minimum(space.kept_at(share), kept[rows])
+            changed = (smaller < kept[rows]).any(axis=1)
+            kept[rows] = smaller
+        if "remove" in settings.moves:
+            stuck = rows[~changed]
+            there = ~removed[np.ix_(stuck, space.removable)]
+            from_the_end = there[:, ::-1].cumsum(axis=1)[:, ::-1]
+            going = there & (from_the_end <= np.ceil(0.2 * there.sum(axis=1, keepdims=True)))
+            removed[np.ix_(stuck, space.removable)] |= going
+            changed[~changed] = going.any(axis=1)
+        candidates = space.resolve(removed, kept, candidates.skips)
+        rows = rows[changed]
+        rows = rows[~allowed(candidates.select(rows))]
+    return candidates.select(np.flatnonzero(allowed(candidates)))
 
 
 Edit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.random.Generator], None]

@@ -12,6 +12,13 @@ from PIL import Image
 
 from esnac import networks
 from esnac.cli import main
+from esnac.graphs.space import Space
+from esnac.graphs.trace import trace
+from esnac.runs import Run
+from esnac.search.earlier import save_teacher
+from esnac.search.loop import proposed
+from esnac.search.trial import Trial
+from esnac.search_spaces import SpaceSettings
 
 QUICK = [
     "data.limit=200", "teacher.epochs=1", "search.steps=1", "search.batch=2", "search.pool=20",
@@ -151,3 +158,44 @@ def test_a_loss_that_is_nan_in_every_trial(tmp_path, capsys):
     assert "Traceback" not in err
     journal = (tmp_path / "runs" / "resnet20-digits-127" / "journal.jsonl").read_text()
     assert journal.count('"FAILED"') == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ["--max-params", "10"],
+            ["max_params = 10", "smallest possible student has", "parameters"],
+        ),
+        (["--max-macs", "0.1k"], ["max_macs = 100", "has 786 MACs"]),
+        (["--objective", "pareto", "--measures", "accuracy"], ["objective.measures", "latency"]),
+        (["--objective", "pareto", "--measures", "params,speed"], ["objective.measures", "speed"]),
+        (["--set", "objective.max_bytes=-3"], ["max_bytes", "positive"]),
+        (["--engine", "random", "--warm-start", "old"], ["random cannot start warm"]),
+        (["--warm-start", "none"], ["No run 'none'"]),
+    ],
+)
+def test_goals_that_cannot_be(words, parts, tmp_path, capsys):
+    """Said before a teacher is trained."""
+    old = tmp_path / "runs" / "old"
+    graph = trace(networks.build("resnet20", 10, 1), (1, 8, 8))
+    moves = Space(graph).moves(Space(graph).identity(), 0)
+    with Run.create(tmp_path / "runs", "old", {}) as run:
+        save_teacher(run.path, graph, SpaceSettings(), 0.9)
+        trial = Trial(0, 0, moves, 1, 1, 0.0)
+        run.append_many([proposed(trial)])
+        figures = {"accuracy": 0.5, "params": 1, "macs": 1, "ratio": 0.0, "f": 0.0, "seconds": 1}
+        run.append("trial", trial=0, state="DONE", **figures)
+    fails(search(tmp_path, *words), capsys, *parts)
+    assert list((tmp_path / "runs").iterdir()) == [old]
+    assert not (tmp_path / "teachers").exists()
+
+
+def test_a_warm_start_from_another_format(tmp_path, capsys):
+    with Run.create(tmp_path / "runs", "old", {}):
+        pass
+    code = search(tmp_path, "--warm-start", "old")
+    fails(code, capsys, "Cannot start warm", "teacher.json")
+    (tmp_path / "runs" / "old" / "teacher.json").write_text('{"format": 99}')
+    code = search(tmp_path, "--warm-start", "old")
+    fails(code, capsys, "format 99", "this version reads 1")

@@ -258,13 +258,14 @@ def test_a_cut_divides_layers_and_channels() -> None:
 def test_shrinking_ends_where_a_limit_holds(multiple: int) -> None:
     """The least widths are reached if need be, so no candidate is lost that could be kept."""
     space = registered("resnet20", multiple=multiple)
+    narrow = SpaceSettings(moves=("shrink", "skip"))
     drawn = sample(space, SETTINGS, 200, np.random.default_rng(0))
     least = space.kept_at(np.zeros((len(drawn), len(space.groups))))
     smallest = candidate_costs(space, space.resolve(drawn.removed, least, drawn.skips))[0]
     before = candidate_costs(space, drawn)[0]
     for limit in (int(np.quantile(smallest, 0.5)), int(np.quantile(before, 0.3))):
         found = shrink_until(
-            space, SETTINGS, drawn, lambda c, most=limit: candidate_costs(space, c)[0] <= most
+            space, narrow, drawn, lambda c, most=limit: candidate_costs(space, c)[0] <= most
         )
         spent = candidate_costs(space, found)[0]
         assert (spent <= limit).all()
@@ -272,6 +273,21 @@ def test_shrinking_ends_where_a_limit_holds(multiple: int) -> None:
         kept = set(found.keys())
         inside = drawn.select(np.flatnonzero(before <= limit))
         assert kept >= set(inside.keys()), "what is allowed stays as it is"
+
+
+def test_layers_go_where_the_least_widths_are_not_enough() -> None:
+    """The last ones first, so a limit below that of the narrowest student is reached as well."""
+    space = registered("resnet20")
+    wide = joined([space.identity()] * 3)
+    least = space.kept_at(np.zeros((3, len(space.groups))))
+    narrowest = candidate_costs(space, space.resolve(wide.removed, least, wide.skips))[0][0]
+    limit = int(0.8 * narrowest)
+    found = shrink_until(space, SETTINGS, wide, lambda c: candidate_costs(space, c)[0] <= limit)
+    assert len(found) == 3
+    assert (candidate_costs(space, found)[0] <= limit).all()
+    assert 0 < found.removed[0].sum() < len(space.removable)
+    gone = found.removed[0, space.removable]
+    assert (np.diff(gone.astype(int)) >= 0).all()
 
 
 def test_shrinking_does_not_overshoot() -> None:
