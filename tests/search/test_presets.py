@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from esnac.errors import EsnacError
@@ -47,9 +49,15 @@ def test_epochs_of_quick_follow_the_number_of_images(
     assert settings.finish.training.epochs == full
 
 
-def test_quick_is_smaller_than_paper_and_the_same_method() -> None:
+def test_engines_of_the_presets() -> None:
+    engines = {name: built(name).search.engine for name in PRESETS}
+    assert engines == {"quick": "esnac", "full": "esnac", "paper": "paper"}
+    full, paper = built("full"), built("paper")
+    assert dataclasses.replace(full, search=paper.search) == paper
+
+
+def test_quick_is_smaller_than_paper_on_the_same_space() -> None:
     quick, paper = built("quick"), built("paper")
-    assert quick.search.engine == paper.search.engine
     assert quick.space == paper.space
     assert quick.evaluation.distillation == paper.evaluation.distillation == "logit_mse"
     assert quick.search.steps * quick.search.batch < paper.search.steps * paper.search.batch
