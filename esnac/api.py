@@ -114,7 +114,7 @@ def start(
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
         if not resume:  # before hours are spent on a teacher
             graph = trace(new_network(settings, data), data.input_shape)
-            _searcher(run, graph, 1.0, settings, where)
+            _check_goal(graph, settings, where, earlier)
         teacher = prepare_teacher(
             settings,
             data,
@@ -150,7 +150,7 @@ def finish(
         )
         _refuse_other_teacher(run, teacher)
         targets = _targets(teacher, settings, data, where)
-        searcher = _searcher(run, teacher.graph, teacher.validation_accuracy, settings, where)
+        searcher = _searcher(run, teacher, settings, where)
         restore(searcher, run.events())
         _finish(run, settings, data, teacher, targets, searcher, where)
 
@@ -190,6 +190,8 @@ def run_search(
     if not resume:
         Run.check_new(root, name)
     data = data.to(where)
+    if not resume:
+        _check_goal(trace(model, data.input_shape), settings, where, None)
     teacher = measured_teacher(model, data, where)
     opened = Run.resume(root, name) if resume else Run.create(root, name, to_plain(settings))
     with opened as run:
@@ -246,12 +248,27 @@ def _refuse_other(run: Run, wanted: dict[str, Any]) -> None:
         )
 
 
-def _searcher(
-    run: Run, graph: ArchGraph, accuracy: float, settings: RunSettings, device: torch.device
-) -> Searcher:
-    """Raises SettingsError for an objective that cannot be met, among others."""
-    times = LayerTimes(device, cache=run.path / "latency.json")
+def _searcher(run: Run, teacher: Teacher, settings: RunSettings, device: torch.device) -> Searcher:
     earlier = run.path / EARLIER
+    times = LayerTimes(device, cache=run.path / "latency.json")
+    known = Earlier.load(earlier) if earlier.exists() else None
+    return _make_searcher(teacher.graph, teacher.validation_accuracy, settings, times, known)
+
+
+def _check_goal(
+    graph: ArchGraph, settings: RunSettings, device: torch.device, earlier: Earlier | None
+) -> None:
+    """Raises SettingsError for a goal that cannot be met or an engine that cannot start warm."""
+    _make_searcher(graph, 1.0, settings, LayerTimes(device), earlier)
+
+
+def _make_searcher(
+    graph: ArchGraph,
+    accuracy: float,
+    settings: RunSettings,
+    times: LayerTimes,
+    earlier: Earlier | None,
+) -> Searcher:
     return Searcher(
         graph,
         teacher_accuracy=accuracy,
@@ -261,7 +278,7 @@ def _searcher(
         model=settings.model,
         objective=settings.objective,
         latency=times.candidates,
-        earlier=Earlier.load(earlier) if earlier.exists() else None,
+        earlier=earlier,
         seed=settings.seed,
     )
 
@@ -271,11 +288,11 @@ def _run(
 ) -> None:
     """Search and full training, from wherever the journal says the run stands."""
     events = run.events()
-    searcher = _searcher(run, teacher.graph, teacher.validation_accuracy, settings, device)
+    searcher = _searcher(run, teacher, settings, device)
     restore(searcher, events)
-    save_teacher(run.path, teacher.graph, settings.space, teacher.validation_accuracy)
     _record_start(run, settings, teacher)
     _refuse_other_teacher(run, teacher)
+    save_teacher(run.path, teacher.graph, settings.space, teacher.validation_accuracy)
     targets = _targets(teacher, settings, data, device)
     if not any(event["event"] == "finalists" for event in events):
         evaluator = Evaluator(

@@ -232,11 +232,14 @@ def trained_teacher(
 ) -> teachers.Card:
     """Trains `module` into `folder`, or fills it with what another process just trained there.
 
-    With `again` a teacher that is there is replaced.
+    With `again` a teacher that is there is replaced. Raises WeightsError when the other process
+    trained another teacher, by another recipe for example.
     """
-    with teachers.held(folder):
-        if not again and teachers.find([folder.parent], folder.name):
-            return teachers.load(folder, module)
+    with teachers.held(folder) as waited:
+        if waited and not again and teachers.find([folder.parent], folder.name):
+            card = teachers.load(folder, module)
+            _check_card(card, folder, settings, recipe_set=True)
+            return card
         plain = to_plain(settings.data)
         job = TeacherJob(settings.network, settings.dataset, settings.teacher, plain, settings.seed)
         with EpochProgress("teacher", settings.teacher.epochs) as progress:

@@ -7,7 +7,6 @@ state_dict is in `weights.safetensors`. Weights from elsewhere are read from saf
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -118,30 +117,27 @@ def find(folders: list[Path], name: str) -> Path | None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[bool]:
     """Holds a teacher's folder while it is filled; waits for another process that does so.
 
-    Raises EsnacError when the folder cannot be written. A folder that stays empty is removed.
+    Gives whether it had to wait. Raises EsnacError when the folder cannot be written. The lock's
+    file stays: whoever removed it could take it from under the next one that waits.
     """
-    lock = folder / ".lock"
+    lock, waited = folder / ".lock", False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = files.lock(lock)
         except files.LockedError as error:
             print(f"{error.owner} is training {folder}: waiting for it.", file=sys.stderr)
-            handle = files.lock(lock, wait=True)
+            handle, waited = files.lock(lock, wait=True), True
     except OSError as error:
         raise EsnacError(f"Cannot write {folder}: {files.reason(error)}.") from None
     try:
-        yield
+        yield waited
     finally:
         if handle is not None:
             os.close(handle)
-        if {path.name for path in folder.iterdir()} <= {lock.name}:
-            with contextlib.suppress(OSError):
-                lock.unlink(missing_ok=True)
-                folder.rmdir()
 
 
 def load(folder: Path, network: nn.Module) -> Card:

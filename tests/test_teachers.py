@@ -181,21 +181,16 @@ def test_a_teacher_that_is_being_trained_is_waited_for(
     order: list[str] = []
 
     def second() -> None:
-        with teachers.held(folder):
-            order.append("second")
+        with teachers.held(folder) as waited:
+            order.append(f"second {waited}")
 
     waiting = threading.Thread(target=second)
-    with teachers.held(folder):
+    with teachers.held(folder) as waited:
+        assert not waited
         (folder / "card.json").write_text("{}")
         waiting.start()
         waiting.join(0.5)
         order.append("first")
     waiting.join()
-    assert order == ["first", "second"]
+    assert order == ["first", "second True"]
     assert f"process {os.getpid()} is training {folder}: waiting" in capsys.readouterr().err
-
-
-def test_a_teacher_s_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), teachers.held(tmp_path / "a-b"):
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esnac.cli import options
+from esnac.errors import SettingsError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -85,14 +86,16 @@ def _add_goal(parser: argparse.ArgumentParser) -> None:
 _LIMITS = {
     "params": "most parameters of a student, such as 100k or 1.5M",
     "macs": "most multiply-accumulates for one image",
-    "bytes": "largest file of float32 weights",
-    "latency": "most milliseconds for one image on this device",
+    "bytes": "most bytes of float32 weights and running statistics",
+    "latency": "most milliseconds for one image on this device, as a sum over its layers",
 }
 
 
 def goal(args: argparse.Namespace) -> list[str]:
     """The flags of the goal as assignments of settings."""
     found = {"search.engine": args.engine, "objective.kind": args.objective}
+    if args.measures is not None and args.objective != "pareto":
+        raise SettingsError("--measures belongs to --objective pareto.")
     if args.measures is not None:
         names = [name.strip() for name in args.measures.split(",")]
         found["objective.measures"] = json.dumps(names)
@@ -106,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from esnac.cli import stat
     from esnac.runs import find_run
 
-    args.assignments = goal(args) + args.assignments
+    args.assignments = args.assignments + goal(args)
     options.set_threads(args)
     folders = options.folders(args)
     earlier = find_run(folders.runs, args.warm_start) if args.warm_start else None

@@ -76,7 +76,7 @@ class Space:
     `tie` is "count" (groups of the same size shrink together, as published) or "dependency" (each
     group by itself). `protected` holds name patterns of layers that keep their place and their
     channels; `multiple` rounds kept channels up to its multiples; `minimum` is the least number of
-    channels a group keeps.
+    channels a group keeps, `shrink_limit` the largest share of them that goes.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Space:
         protected: Sequence[str] = (),
         multiple: int = 1,
         minimum: int = 1,
+        shrink_limit: float = 1.0,
     ) -> None:
         self.graph = graph
         self.groups: ChannelGroups = channel_groups(graph)
@@ -97,7 +98,7 @@ class Space:
         self.removable, removals = self._removals(held)
         self.skips, additions = self._skips()
         self._moves = removals + additions
-        self._settle(multiple, minimum)
+        self._settle(multiple, minimum, shrink_limit)
 
     def _removals(self, held: set[int]) -> tuple[np.ndarray, list[Move]]:
         """Layers whose input and output shapes agree, as an index array, with their moves."""
@@ -144,7 +145,7 @@ class Space:
             return None
         return tuple((int(min(p)), int(max(p))) for p in pairs.T if p[0] != p[1])
 
-    def _settle(self, multiple: int, minimum: int) -> None:
+    def _settle(self, multiple: int, minimum: int, shrink_limit: float) -> None:
         """Tied sets, divisors and minimum widths, equal for all groups that a move may merge."""
         count = len(self.groups)
         pairs = sorted({pair for move in self._moves for pair in move.merges})
@@ -182,7 +183,8 @@ class Space:
                 for d, size in zip(divisors, sizes, strict=True)
             ]
         )
-        self._least = np.minimum(sizes, -(-minimum // self.steps) * self.steps)
+        least = np.maximum(np.floor((1 - shrink_limit) * sizes + 1e-9).astype(np.int64), minimum)
+        self._least = np.minimum(sizes, -(-least // self.steps) * self.steps)
         # Merged groups take the width of the one that comes first here: frozen groups lead.
         order = np.argsort(~self.frozen, kind="stable")
         self._priority = np.empty(count, dtype=np.int64)

@@ -109,6 +109,7 @@ def space_of(graph: ArchGraph, settings: SpaceSettings) -> Space:
         protected=settings.protected,
         multiple=settings.multiple,
         minimum=settings.minimum,
+        shrink_limit=settings.shrink_limit,
     )
 
 

@@ -12,14 +12,14 @@ PRESETS = ("quick", "full", "paper")
 def preset(name: str, train_images: int) -> dict[str, Any]:
     """Plain settings on top of the defaults.
 
-    "paper": the published algorithm with the published budget, which are the defaults. "full": the
-    same budget with esnac's own engine. "quick": that engine with a budget that follows the size of
+    "full": the published budget with esnac's own engine, which are the defaults. "paper": the same
+    budget with the published engine. "quick": that engine with a budget that follows the size of
     the training split, for a first look in minutes.
     """
     if name == "paper":
-        return {}
+        return {"search": {"engine": "paper"}}
     if name == "full":
-        return {"search": {"engine": "esnac"}}
+        return {}
     if name == "quick":
         return _quick(train_images)
     raise UnknownNameError("preset", name, PRESETS)
@@ -27,7 +27,7 @@ def preset(name: str, train_images: int) -> dict[str, Any]:
 
 def _quick(train_images: int) -> dict[str, Any]:
     return {
-        "search": {"engine": "esnac", "steps": 4, "batch": 4, "pool": 500},
+        "search": {"steps": 4, "batch": 4, "pool": 500},
         # For --engine paper: a small kernel.
         "surrogate": {"hidden": 32, "layers": 1, "steps": 50},
         "evaluation": {

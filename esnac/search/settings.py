@@ -27,9 +27,9 @@ class ObjectiveSettings:
     measures: tuple[str, ...] = ("accuracy", "params")
     max_params: int | None = None
     max_macs: int | None = None
-    #: Of the weights as a float32 file, in bytes.
+    #: Of the weights and running statistics as float32, in bytes, without the file's header.
     max_bytes: int | None = None
-    #: Of one image on the device of the search, in milliseconds.
+    #: Of one image on the device of the search, in milliseconds, as a sum over the layers.
     max_latency: float | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class ObjectiveSettings:
 class SearchSettings:
     """The loop: `steps` times `batch` students are proposed by the engine and evaluated."""
 
-    engine: Engine = "paper"
+    engine: Engine = "esnac"
     steps: int = 20
     batch: int = 8
     #: Candidates that the model scores: for each kernel ("paper"), for each step ("esnac").
@@ -72,9 +72,15 @@ class SearchSettings:
     tournament: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "pool"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"search.{name} is at least 1; got {getattr(self, name)}.")
+        least = {"pool": 4, "rounds": 0}
+        for name in (*("steps", "batch", "pool", "considered", "parents", "rounds"),
+                     *("shortlist", "population", "tournament")):  # fmt: skip
+            if getattr(self, name) < least.get(name, 1):
+                raise SettingsError(
+                    f"search.{name} is at least {least.get(name, 1)}; got {getattr(self, name)}."
+                )
+        if not 0 <= self.spread[0] < self.spread[1] <= 1:
+            raise SettingsError(f"search.spread goes up within [0, 1]; got {self.spread}.")
         if not 0 < self.bagging <= 1:
             raise SettingsError(f"search.bagging lies in (0, 1]; got {self.bagging}.")
 
@@ -110,7 +116,7 @@ class RunSettings:
     network: str
     dataset: str
     seed: int = 127
-    preset: str = "paper"
+    preset: str = "full"
     data: DataSettings = field(default_factory=DataSettings)
     #: How the teacher is trained when there is none; from its recipe unless set.
     teacher: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=200))

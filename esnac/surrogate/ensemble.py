@@ -114,6 +114,7 @@ class Ensemble:
         self._features = features
         if earlier is not None:
             rows, values = torch.from_numpy(earlier[0]), torch.from_numpy(earlier[1])
+            rows, values = rows[-settings.most :], values[-settings.most :]
             self._earlier = pad(rows, (0, 1), value=1.0), values
             self._features += 1
         self._members: list[Member] = []

@@ -52,7 +52,7 @@ class EnsembleSettings:
 
     members: int = 4
     #: Units of the LSTM per direction.
-    hidden: int = 64
+    hidden: int = 40
     #: Steps of Adam for fresh members, and for those that go on from the step before.
     first_steps: int = 60
     next_steps: int = 8
@@ -71,6 +71,15 @@ class EnsembleSettings:
     chunk: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("members", "hidden", "first_steps", "afresh_every", "most", "chunk"):
+        counts = ("members", "hidden", "first_steps", "afresh_every", "most", "chunk")
+        for name in (*counts, "least_part", "most_part"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("learning_rate", "scale_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SettingsError(f"{name} must be positive; got {getattr(self, name)}.")
+        for name in ("next_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SettingsError(f"{name} must not be negative; got {getattr(self, name)}.")
+        if not 0 < self.part <= 1:
+            raise SettingsError(f"part must be in (0, 1]; got {self.part}.")

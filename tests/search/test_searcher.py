@@ -29,7 +29,7 @@ def tiny():
 
 
 def searcher(seed=1, objective=None, **settings):
-    settings = SearchSettings(**{"steps": 4, "batch": 3, "pool": 50, **settings})
+    settings = SearchSettings(**{"engine": "paper", "steps": 4, "batch": 3, "pool": 50, **settings})
     return Searcher(
         tiny(),
         (1, 8, 8),
@@ -97,7 +97,7 @@ def test_same_seed_same_proposals_and_never_twice():
 
 def test_a_small_space_is_searched_to_its_end():
     space = SpaceSettings(moves=("remove",))
-    settings = SearchSettings(steps=500, batch=8, pool=200)
+    settings = SearchSettings(engine="paper", steps=500, batch=8, pool=200)
     engine = Searcher(tiny(), (1, 8, 8), settings=settings, space=space, surrogate=SMALL)
     search_loop(engine, SerialExecutor(made_up), lambda rows: None)
     removable = len(engine.space.removable)

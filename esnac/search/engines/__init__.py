@@ -32,6 +32,8 @@ def make_engine(
     if earlier is not None and settings.engine != "esnac":
         raise SettingsError(f"The engine {settings.engine} cannot start warm; esnac can.")
     source = Source(space, space_settings, objective.allowed if objective.limited else None)
+    if settings.engine == "paper" and objective.settings.kind != "f":
+        raise SettingsError("The engine paper models f alone; take another for other objectives.")
     if settings.engine == "paper":
         from esnac.search.engines.paper import PaperProposer
 

@@ -78,7 +78,9 @@ class GreyBoxProposer:
         self._model = model
         self._encoded = encode
         self._seed = seed
+        #: The last step that the model knows (-1: none), and how many results each step knew.
         self._step = -1
+        self._known: dict[int, int] = {}
 
     def propose(self, n: int, history: History) -> Proposal:
         if not len(history.observed):
@@ -141,11 +143,18 @@ class GreyBoxProposer:
     def _learn(self, history: History) -> None:
         """Brings the model to this step, by replay of the steps that it rests on where needed."""
         first = max(history.step - self._model.afresh_every + 1, 0)
-        goes_on = 0 <= self._step <= history.step
-        if not goes_on:
-            self._step = first - 1
-        for step in range(self._step + 1, history.step + 1):
+        # What the steps before knew then, they must know now: a late result changes them.
+        goes_on = 0 <= self._step <= history.step and all(
+            count == np.count_nonzero(history.steps < step)
+            for step, count in self._known.items()
+            if step > self._step - self._model.afresh_every
+        )
+        start = self._step + 1 if goes_on else first
+        self._known = self._known if goes_on else {}
+        self._step = -1  # until all fits have succeeded
+        for step in range(start, history.step + 1):
             known = np.flatnonzero(history.steps < step)
+            self._known[step] = len(known)
             if not len(known):
                 continue
             z = self._objective.log_ratio(history.accuracy[known])
@@ -213,7 +222,9 @@ def _correction(history: History) -> float:
         errors = []
         for row in np.flatnonzero(history.steps == step):
             expected = history.expected[row]
-            if expected is not None and min(expected.low, history.accuracy[row]) > 0:
+            if expected is None or not 0 < expected.low < expected.accuracy:
+                continue
+            if history.accuracy[row] > 0:
                 spread = math.log(expected.accuracy / expected.low) / _NINETY
                 errors.append(math.log(history.accuracy[row] / expected.accuracy) / spread)
         if errors:
