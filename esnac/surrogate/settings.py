@@ -48,7 +48,7 @@ class SurrogateSettings:
 
 @dataclass(frozen=True)
 class EnsembleSettings:
-    """The model of the default engine; measured in docs/engine.md."""
+    """The model of the default engine, see docs/engine.md."""
 
     members: int = 4
     #: Units of the LSTM per direction.
