@@ -10,7 +10,9 @@ Prints a table and, on its last line, one JSON object:
 
     regret_ratio            mean final regret over that of random search, per network
     wins                    instances (of all networks) on which the engine beats random search
-    versus_evolution, versus_tpe   mean final regret over theirs, all networks
+    versus_evolution, versus_tpe, versus_features, versus_paper
+                            mean final regret over theirs, all networks; null for an engine that was
+                            left out ("paper" is, unless --engines names it: it takes hours)
     evaluations_to_random   median number of evaluations after which random search's final regret
                             is reached
     rank40, rank40_top      Spearman correlation of predicted and true f on 250 unseen students

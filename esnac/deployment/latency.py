@@ -6,10 +6,6 @@ A removed layer costs nothing. Left out is what layers do to each other: operati
 fuses, whether the input is still in the processor's cache (of a layer measured alone it is, if it
 fits), the copy that some layers make of a slice, and on a GPU the launch of one kernel while
 another runs. So the sum ranks students on a device better than it gives their seconds.
-
-Measured on the CPU with 24 random students each of ResNet-20, MobileNetV2 and ShuffleNet (one 32x32
-image, 1 thread, torch 2.13.0, AMD EPYC with other work on it): 0.71 to 0.76 of the seconds that the
-students take in the median, rank correlation with them 0.91 to 0.97 (of their MACs: 0.45 to 0.77).
 """
 
 from __future__ import annotations
