@@ -6,25 +6,17 @@ import os
 import platform
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 
 def print_machine(threads: int, *packages: str) -> None:
     """One line on standard error: versions, threads, processor."""
     import torch
 
+    from esnac.deployment.stopwatch import device_name
+
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     versions += f", Python {platform.python_version()}"
+    processor = device_name(torch.device("cpu"))
     capability = torch.backends.cpu.get_cpu_capability()
-    where = f"{threads} of {os.cpu_count()} threads, {processor()} ({capability})"
+    where = f"{threads} of {os.cpu_count()} threads, {processor} ({capability})"
     print(f"{versions}; {where}, {platform.system()}", file=sys.stderr)
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

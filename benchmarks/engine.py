@@ -68,14 +68,14 @@ def deep_kernel(graphs: int, steps: int, candidates: int, seed: int) -> tuple[fl
     """Seconds of one fit of one member, and of the posterior of `candidates`."""
     import torch
 
-    from esnac.graphs.encode_slim import SlimEncoder
+    from esnac.graphs.encode_slim import SLIM_FEATURES, SlimEncoder
     from esnac.surrogate.ensemble import Ensemble
     from esnac.surrogate.settings import EnsembleSettings
 
     space = resnet34_space()
     encoder = SlimEncoder(space)
     settings = EnsembleSettings(members=1, first_steps=steps, part=1.0, least_part=graphs)
-    model = Ensemble(20, settings)
+    model = Ensemble(SLIM_FEATURES, settings)
     x, new = (
         torch.from_numpy(encoder.encode(draw(space, n, seed + k)))
         for k, n in enumerate((graphs, candidates))

@@ -27,12 +27,8 @@ from esnac.graphs.cost import cost
 from esnac.graphs.trace import trace
 from esnac.objective import compression, reward
 from esnac.preparation import (
-    Choices as Choices,
-)
-from esnac.preparation import (
-    Folders as Folders,
-)
-from esnac.preparation import (
+    Choices,
+    Folders,
     Teacher,
     explicit_settings,
     measured_teacher,
@@ -49,7 +45,8 @@ from esnac.runs import Run, compare, describe, run_name
 from esnac.runtime import derive_seed, resolve_device
 from esnac.search.earlier import EARLIER, Earlier, save_teacher
 from esnac.search.evaluation import Evaluator
-from esnac.search.loop import restore, search_loop
+from esnac.search.feed import StepwiseFeed, restore
+from esnac.search.loop import search_loop
 from esnac.search.presets import preset
 from esnac.search.searcher import Searcher
 from esnac.search.settings import RunSettings
@@ -324,11 +321,8 @@ def _run(
                     searcher.f(best[0]) if best else None,
                 )
 
-            executor = SerialExecutor(evaluator)
-            try:
-                search_loop(searcher, executor, record, progress)
-            finally:
-                executor.close()
+            feed = StepwiseFeed(searcher, record, progress)
+            search_loop(feed, SerialExecutor(evaluator))
     _finish(run, settings, data, teacher, targets, searcher, device)
 
 

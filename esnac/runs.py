@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from esnac import files
-from esnac.errors import RunError, nearest
+from esnac.errors import EsnacError, RunError, nearest
 from esnac.journal import Journal, read
 
 SETTINGS = "settings.json"
@@ -116,7 +116,10 @@ class Run:
             root.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             run = cls(temporary, _take_lock(temporary))
-            files.write_json(temporary / SETTINGS, settings)
+            try:
+                files.write_json(temporary / SETTINGS, settings)
+            except EsnacError as error:
+                raise RunError(f"Cannot make the run {path}. {error}") from None
             (temporary / JOURNAL).touch()
             os.rename(temporary, path)
             files.sync_folder(root)

@@ -28,7 +28,8 @@ class SpaceSettings:
     shrink_limit: float = 1.0
     #: "count": groups with equally many channels shrink together; "dependency": each by itself.
     tied_by: Literal["count", "dependency"] = "count"
-    #: Kept channels are rounded up to a multiple of this where the group's size allows.
+    #: Kept channels are rounded up to a multiple of this where the group's size allows; an error
+    #: where no group's does.
     multiple: int = 1
     #: A group keeps at least this many channels.
     minimum: int = 1

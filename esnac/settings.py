@@ -104,6 +104,12 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return merge(*layers)
 
 
+def require(holds: bool, name: str, expected: str, met: object) -> None:
+    """For checks in `__post_init__`: SettingsError unless the setting `name` is as `expected`."""
+    if not holds:
+        raise SettingsError(f"{name} must be {expected}; got {met}.")
+
+
 def _toml_value(text: str) -> Any:
     try:
         document = tomllib.loads(f"value = {text}")

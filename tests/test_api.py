@@ -40,12 +40,12 @@ class Tiny(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def folders(root: Path) -> api.Folders:
-    return api.Folders(root / "runs", root / "teachers", [root / "teachers"])
+def folders(root: Path) -> preparation.Folders:
+    return preparation.Folders(root / "runs", root / "teachers", [root / "teachers"])
 
 
-def choices(*more: str, seed: int | None = None) -> api.Choices:
-    return api.Choices("resnet20", "digits", seed=seed, assignments=[*SMALL, *more])
+def choices(*more: str, seed: int | None = None) -> preparation.Choices:
+    return preparation.Choices("resnet20", "digits", seed=seed, assignments=[*SMALL, *more])
 
 
 def events(path: Path) -> list[dict]:
@@ -180,8 +180,8 @@ def test_settings_come_in_layers(tmp_path: Path) -> None:
     (tmp_path / "spaces" / "resnet.toml").write_text("minimum = 4")
     (tmp_path / "teachers" / "resnet20-digits").mkdir(parents=True)
     (tmp_path / "teachers" / "resnet20-digits" / "recipe.toml").write_text("epochs = 2")
-    place = api.Folders(tmp_path, tmp_path, [tmp_path / "teachers"], tmp_path / "spaces")
-    wanted = api.Choices("resnet20", "digits", file=file, assignments=["search.batch=6"])
+    place = preparation.Folders(tmp_path, tmp_path, [tmp_path / "teachers"], tmp_path / "spaces")
+    wanted = preparation.Choices("resnet20", "digits", file=file, assignments=["search.batch=6"])
     settings = api.resolve_settings(wanted, place)
     assert (settings.search.steps, settings.search.batch) == (7, 6)  # file, --set over it
     assert settings.search.pool == 500  # preset quick
@@ -191,8 +191,10 @@ def test_settings_come_in_layers(tmp_path: Path) -> None:
 
 
 def test_the_paper_preset_is_the_published_budget(tmp_path: Path) -> None:
-    place = api.Folders(tmp_path, tmp_path)
-    settings = api.resolve_settings(api.Choices("resnet20", "digits", preset="paper"), place)
+    place = preparation.Folders(tmp_path, tmp_path)
+    settings = api.resolve_settings(
+        preparation.Choices("resnet20", "digits", preset="paper"), place
+    )
     search, evaluation_, full = settings.search, settings.evaluation, settings.finish.training
     assert (search.steps, search.batch, search.pool) == (20, 8, 1000)
     assert (evaluation_.epochs, evaluation_.optimizer, evaluation_.learning_rate) == (

@@ -1,17 +1,19 @@
 from esnac.executors import SerialExecutor
 
 
-def test_jobs_come_back_in_order_one_at_a_time():
-    seen = []
-    executor = SerialExecutor(lambda job: seen.append(job) or job * 10)
-    for job in (3, 1, 2):
-        executor.submit(job)
+def test_a_job_runs_when_its_result_is_collected() -> None:
+    seen: list[int] = []
+
+    def work(job: int) -> int:
+        seen.append(job)
+        return job * 10
+
+    executor = SerialExecutor(work)
+    assert executor.free
+    executor.submit(3)
+    assert not executor.free
     assert seen == []
-    assert [executor.collect() for _ in range(4)] == [[(3, 30)], [(1, 10)], [(2, 20)], []]
-
-
-def test_closing_drops_what_has_not_started():
-    executor = SerialExecutor(str)
-    executor.submit(1)
-    executor.close()
+    assert executor.collect() == [(3, 30)]
+    assert seen == [3]
+    assert executor.free
     assert executor.collect() == []

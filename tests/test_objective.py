@@ -1,6 +1,9 @@
+import math
+
+import numpy as np
 import pytest
 
-from esnac.objective import compression, reward
+from esnac.objective import compression, log_ratio, reward
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,10 @@ def test_published_ratio_from_its_parameters():
 
 def test_the_teacher_itself_earns_nothing():
     assert reward(compression(10, 10), 0.9, 0.9) == 0
+
+
+def test_log_ratio_ends_at_half_of_guessing():
+    """Three classes: at 1/6."""
+    found = log_ratio(np.array([0.0, 0.1, 1 / 6, 0.45, 0.9]), 0.9, 3)
+    floor = math.log(1 / 6 / 0.9)
+    np.testing.assert_allclose(found, [floor, floor, floor, math.log(0.5), 0], atol=1e-12)

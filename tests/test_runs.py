@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esnac import runs
-from esnac.errors import EsnacError, RunError
+from esnac.errors import RunError
 from esnac.runs import Run
 
 FIGURES = {"params": 10, "macs": 20, "ratio": 0.5}
@@ -115,7 +115,7 @@ def test_create_leaves_nothing_half_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, function, fail)
-        with pytest.raises(EsnacError, match="read-only file system"):
+        with pytest.raises(RunError, match="Cannot make the run .*read-only file system"):
             Run.create(tmp_path, "a", {})
     assert os.listdir(tmp_path) == []
 

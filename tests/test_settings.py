@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esnac.errors import SettingsError
-from esnac.settings import build, load_toml, merge, parse_assignments, to_plain
+from esnac.settings import build, load_toml, merge, parse_assignments, require, to_plain
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Training:
     loss: Literal["none", "mse"] | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise SettingsError(f"epochs is at least 1; got {self.epochs}.")
+        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class Search:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise SettingsError(f"search.steps is at least 1; got {self.steps}.")
+        require(self.steps >= 1, "search.steps", "at least 1", self.steps)
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,10 @@ def test_missing_keys() -> None:
 
 
 def test_values_out_of_range_name_their_place_once() -> None:
-    assert message(training={"epochs": 0}) == "settings: training: epochs is at least 1; got 0."
-    assert message(search={"steps": 0}) == "settings: search.steps is at least 1; got 0."
+    assert (
+        message(training={"epochs": 0}) == "settings: training: epochs must be at least 1; got 0."
+    )
+    assert message(search={"steps": 0}) == "settings: search.steps must be at least 1; got 0."
 
 
 def test_unions() -> None:

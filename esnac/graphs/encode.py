@@ -23,6 +23,10 @@ _TYPE_OF = {
     "adaptive_avg_pool": "avg_pool", "adaptive_max_pool": "max_pool", "group_norm": "batch_norm",
     "dropout": "identity", "dropout2d": "identity", "stochastic_depth": "identity",
 }  # fmt: skip
+#: Columns of the types that follow another layer.
+NORM, ACTIVATION, IDENTITY = (
+    _TYPES.index(name) for name in ("batch_norm", "activation", "identity")
+)
 _GROUPS, _READS, _MAKES, _INCOMING = 13, 14, 15, 16
 _OUTGOING = _INCOMING + OFFSETS
 FEATURES = _OUTGOING + OFFSETS

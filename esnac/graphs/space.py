@@ -75,8 +75,9 @@ class Space:
 
     `tie` is "count" (groups of the same size shrink together, as published) or "dependency" (each
     group by itself). `protected` holds name patterns of layers that keep their place and their
-    channels; `multiple` rounds kept channels up to its multiples; `minimum` is the least number of
-    channels a group keeps, `shrink_limit` the largest share of them that goes.
+    channels; `multiple` rounds kept channels up to its multiples, in groups that have such a number
+    (SettingsError when there is none); `minimum` is the least number of channels a group keeps,
+    `shrink_limit` the largest share of them that goes.
     """
 
     def __init__(
@@ -175,14 +176,7 @@ class Space:
             divisors[members] = np.where(fits, divisor, divisors[members])
             self.frozen[members] |= ~fits
         self.divisors = divisors
-        # Channels by which each group grows and shrinks. A multiple larger than what the group has
-        # cannot be kept; then the group's divisor rules.
-        self.steps = np.array(
-            [
-                math.lcm(int(d), multiple) if size % math.lcm(int(d), multiple) == 0 else int(d)
-                for d, size in zip(divisors, sizes, strict=True)
-            ]
-        )
+        self.steps = self._steps(multiple)
         least = np.maximum(np.floor((1 - shrink_limit) * sizes + 1e-9).astype(np.int64), minimum)
         self._least = np.minimum(sizes, -(-least // self.steps) * self.steps)
         # Merged groups take the width of the one that comes first here: frozen groups lead.
@@ -190,6 +184,21 @@ class Space:
         self._priority = np.empty(count, dtype=np.int64)
         self._priority[order] = np.arange(count)
         self._by_priority = order
+
+    def _steps(self, multiple: int) -> np.ndarray:
+        """Channels by which each group grows and shrinks (G).
+
+        Where the multiple does not divide what a group has, the group's own divisor rules.
+        """
+        sizes, both = self.groups.sizes, np.lcm(self.divisors, multiple)
+        fits = sizes % both == 0
+        if multiple > 1 and not fits[~self.frozen].any():
+            counts = ", ".join(map(str, np.unique(sizes[~self.frozen]))) or "none"
+            raise SettingsError(
+                f"space.multiple = {multiple} divides none of the channel counts of this network "
+                f"that can shrink: {counts}."
+            )
+        return np.where(fits, both, self.divisors)
 
     def kept(self, shrink: np.ndarray) -> np.ndarray:
         """Channels kept per group (N x G) when tied set t drops the share `shrink[:, t]` (N x T).

@@ -16,6 +16,7 @@ from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.moves import Moves
 from esnac.graphs.space import Candidates, Space
 from esnac.journal import read
+from esnac.objective import log_ratio
 from esnac.runs import JOURNAL
 from esnac.search_spaces import SpaceSettings
 from esnac.settings import build, to_plain
@@ -48,9 +49,7 @@ class Earlier:
 
     def log_ratio(self) -> np.ndarray:
         """log(accuracy / teacher's accuracy), bounded below (N, float64)."""
-        floor = 0.5 / self.graph.num_classes
-        ratio: np.ndarray = np.log(np.maximum(self.accuracy, floor) / self.teacher_accuracy)
-        return ratio
+        return log_ratio(np.array(self.accuracy), self.teacher_accuracy, self.graph.num_classes)
 
     def save(self, path: Path) -> None:
         """Raises EsnacError when the file cannot be written."""

@@ -12,6 +12,7 @@ import numpy as np
 from esnac.errors import SettingsError
 from esnac.graphs.cost import candidate_bytes, candidate_costs
 from esnac.graphs.space import Candidates, Space
+from esnac.objective import log_ratio
 from esnac.search.settings import KNOWN_MEASURES, ObjectiveSettings
 from esnac.search_spaces import MOVES
 
@@ -57,9 +58,8 @@ class Objective:
             )
         teacher = self.measured(space.identity())
         self._teacher = {name: float(values[0]) for name, values in teacher.items()}
-        # Below half of what guessing gives all accuracies mean the same.
-        self._floor = 0.5 / space.graph.num_classes
-        self._check_reachable()
+        if self.limited:
+            self._check_reachable()
 
     @property
     def limited(self) -> bool:
@@ -105,8 +105,7 @@ class Objective:
 
     def log_ratio(self, accuracy: np.ndarray) -> np.ndarray:
         """log(accuracy / teacher's accuracy), bounded below (N, float64)."""
-        ratio: np.ndarray = np.log(np.maximum(accuracy, self._floor) / self.teacher_accuracy)
-        return ratio
+        return log_ratio(accuracy, self.teacher_accuracy, self.space.graph.num_classes)
 
     def value(self, candidates: Candidates, accuracy: np.ndarray) -> np.ndarray:
         """One number per evaluated student, larger is better (N).

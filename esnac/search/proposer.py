@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from esnac.errors import EsnacError
-from esnac.graphs.space import Candidates
+from esnac.graphs.space import Candidates, joined
 from esnac.search.trial import Expectation
 
 #: Fresh pools drawn, when every candidate of a pool is known already, before giving up.
@@ -27,9 +28,9 @@ class History:
     """What a proposal may rest on.
 
     `observed` are the n students whose result is known, in the order of their numbers, with the
-    `steps` that proposed them, their `accuracy` (validation, fraction), `value` (what the search
-    maximises, such as f) and what was `expected` of them. `pending`
-    are those that are under evaluation or were proposed earlier in step `step`. `seen` has the keys
+    `steps` that proposed them, the first step that knew their result (`since`), their `accuracy`
+    (validation, fraction), `value` (what the search maximises, such as f) and what was `expected`
+    of them. `pending` are those whose result step `step` does not know. `seen` has the keys
     of all architectures that must not be proposed; `number` is that of the next trial.
     """
 
@@ -37,6 +38,7 @@ class History:
     number: int
     observed: Candidates
     steps: np.ndarray
+    since: np.ndarray
     accuracy: np.ndarray
     value: np.ndarray
     expected: tuple[Expectation | None, ...]
@@ -69,6 +71,29 @@ class Proposer(Protocol):
 def unexpected(candidates: Candidates) -> Proposal:
     """A proposal of an engine that predicts nothing."""
     return Proposal(candidates, (None,) * len(candidates))
+
+
+def one_by_one(
+    n: int,
+    history: History,
+    propose: Callable[[int, set[bytes], list[Candidates]], Candidates | None],
+) -> Proposal:
+    """Up to n candidates, one `propose(number, seen, chosen)` for each trial number.
+
+    `chosen` are those before it and `seen` knows them, too; None says that there are no more.
+    Raises SpaceExhaustedError when there is none at all.
+    """
+    seen = set(history.seen)
+    chosen: list[Candidates] = []
+    for number in range(history.number, history.number + n):
+        candidate = propose(number, seen, chosen)
+        if candidate is None:
+            break
+        seen.update(candidate.keys())
+        chosen.append(candidate)
+    if not chosen:
+        raise SpaceExhaustedError
+    return unexpected(joined(chosen))
 
 
 def unseen(candidates: Candidates, seen: set[bytes]) -> Candidates:

@@ -79,6 +79,8 @@ class Searcher:
         self.teacher_cost = cost(self.graph)
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
+        #: The first step that may know the result of each trial.
+        self._since: dict[int, int] = {}
         #: Steps of a pareto search whose front is on record.
         self.fronts: set[int] = set()
         self.objective = Objective(
@@ -151,6 +153,7 @@ class Searcher:
         if outcome.accuracy is not None and not 0 <= outcome.accuracy <= 1:
             raise EsnacError(f"An accuracy is a fraction in [0, 1]; got {outcome.accuracy}.")
         self.outcomes[trial.number] = outcome
+        self._since[trial.number] = self.steps
         return self.f(trial)
 
     def restore(self, trial: Trial, outcome: Outcome | None = None) -> None:
@@ -215,14 +218,16 @@ class Searcher:
         self._seen.add(key)
 
     def _history(self, step: int) -> History:
-        told = [t for t in self.trials if t.step < step and self.f(t) is not None]
-        pending = [t for t in self.trials if t.step == step or t.number not in self.outcomes]
+        known = [t for t in self.trials if self._since.get(t.number, step + 1) <= step]
+        told = [t for t in known if self.f(t) is not None]
+        pending = [t for t in self.trials if self._since.get(t.number, step + 1) > step]
         observed, accuracy = self._results(told)
         return History(
             step=step,
             number=len(self.trials),
             observed=observed,
             steps=np.array([trial.step for trial in told], dtype=np.int64),
+            since=np.array([self._since[trial.number] for trial in told], dtype=np.int64),
             accuracy=accuracy,
             value=self.objective.value(observed, accuracy),
             expected=tuple(trial.expected for trial in told),

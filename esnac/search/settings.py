@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from esnac.data import DataSettings
-from esnac.errors import SettingsError
 from esnac.search_spaces import SpaceSettings
+from esnac.settings import require
 from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 from esnac.training import TrainingSettings
 
@@ -35,16 +35,12 @@ class ObjectiveSettings:
     def __post_init__(self) -> None:
         for name in KNOWN_MEASURES:
             limit = getattr(self, f"max_{name}")
-            if limit is not None and not limit > 0:
-                raise SettingsError(f"objective.max_{name} is positive; got {limit}.")
-        known = [name for name in self.measures if name in KNOWN_MEASURES]
-        if self.kind == "pareto" and (
-            sorted(self.measures) != sorted({*known, "accuracy"}) or not 1 <= len(known) <= 2
-        ):
-            raise SettingsError(
-                "objective.measures are accuracy and one or two of "
-                f"{', '.join(KNOWN_MEASURES)}; got {', '.join(self.measures)}."
-            )
+            require(limit is None or limit > 0, f"objective.max_{name}", "positive", limit)
+        if self.kind == "pareto":
+            known = [name for name in self.measures if name in KNOWN_MEASURES]
+            good = sorted(self.measures) == sorted({*known, "accuracy"}) and 1 <= len(known) <= 2
+            expected = f"accuracy and one or two of {', '.join(KNOWN_MEASURES)}"
+            require(good, "objective.measures", expected, ", ".join(self.measures))
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,11 @@ class SearchSettings:
         least = {"pool": 4, "rounds": 0}
         for name in (*("steps", "batch", "pool", "considered", "parents", "rounds"),
                      *("shortlist", "population", "tournament")):  # fmt: skip
-            if getattr(self, name) < least.get(name, 1):
-                raise SettingsError(
-                    f"search.{name} is at least {least.get(name, 1)}; got {getattr(self, name)}."
-                )
-        if not 0 <= self.spread[0] < self.spread[1] <= 1:
-            raise SettingsError(f"search.spread goes up within [0, 1]; got {self.spread}.")
-        if not 0 < self.bagging <= 1:
-            raise SettingsError(f"search.bagging lies in (0, 1]; got {self.bagging}.")
+            value, bound = getattr(self, name), least.get(name, 1)
+            require(value >= bound, f"search.{name}", f"at least {bound}", value)
+        rising = 0 <= self.spread[0] < self.spread[1] <= 1
+        require(rising, "search.spread", "two rising shares in [0, 1]", self.spread)
+        require(0 < self.bagging <= 1, "search.bagging", "in (0, 1]", self.bagging)
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,7 @@ class FinishSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.finalists < 1:
-            raise SettingsError(f"finish.finalists is at least 1; got {self.finalists}.")
+        require(self.finalists >= 1, "finish.finalists", "at least 1", self.finalists)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def mutate(
     Edits: the width of one tied set, all widths at once, one layer, one block (a convolution with
     what follows it, or a residual block), one skip.
     """
-    removed, kept, skips = (array.copy() for array in _arrays(parents))
-    edits = _edits(space, settings)
+    draft = _Draft(space, settings, parents, rng)
+    edits = draft.edits()
     if not edits:
         return parents
     active = np.arange(len(parents))
@@ -39,11 +39,11 @@ def mutate(
         for number, edit in enumerate(edits):
             rows = active[kinds == number]
             if len(rows):
-                edit(rows, removed, kept, skips, rng)
+                edit(rows)
         active = active[rng.random(len(active)) < _MORE]
         if not len(active):
             break
-    return space.resolve(removed, kept, skips)
+    return space.resolve(draft.removed, draft.kept, draft.skips)
 
 
 def cross(space: Space, a: Candidates, b: Candidates, rng: np.random.Generator) -> Candidates:
@@ -94,53 +94,63 @@ def shrink_until(
     return candidates.select(np.flatnonzero(allowed(candidates)))
 
 
-Edit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.random.Generator], None]
+class _Draft:
+    """Candidates under edit; an edit changes the given rows (n) of the arrays in place."""
 
+    def __init__(
+        self, space: Space, settings: SpaceSettings, parents: Candidates, rng: np.random.Generator
+    ) -> None:
+        self.removed = parents.removed.copy()
+        self.kept = parents.kept.copy()
+        self.skips = parents.skips.copy()
+        self._space = space
+        self._settings = settings
+        self._rng = rng
 
-def _arrays(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return candidates.removed, candidates.kept, candidates.skips
+    def edits(self) -> list[Callable[[np.ndarray], None]]:
+        """What the space allows; likelier ones are listed more often."""
+        space, moves = self._space, self._settings.moves
+        found: list[Callable[[np.ndarray], None]] = []
+        if "shrink" in moves:
+            found += [self._width, self._width, self._width, self._widths]
+        if "remove" in moves and len(space.removable):
+            found += [self._layer, self._layer]
+            found += [self._block] if len(space.blocks) else []
+        if "skip" in moves and len(space.skips):
+            found += [self._skip]
+        return found
 
-
-def _edits(space: Space, settings: SpaceSettings) -> list[Edit]:
-    """In-place edits of `rows` of the three arrays of candidates; likelier ones are listed more."""
-    sizes = space.groups.sizes
-    blocks = space.blocks
-
-    def width(rows, removed, kept, skips, rng):  # type: ignore[no-untyped-def]
+    def _width(self, rows: np.ndarray) -> None:
+        space, rng, sizes = self._space, self._rng, self._space.groups.sizes
         chosen = rng.integers(space.num_tied, size=len(rows))
         first = space.first_of_set[chosen]
-        share = kept[rows, first] / sizes[first] * np.exp(rng.normal(0, _WIDTH_SPREAD, len(rows)))
+        factor = np.exp(rng.normal(0, _WIDTH_SPREAD, len(rows)))
+        share = self.kept[rows, first] / sizes[first] * factor
         fresh = rng.random(len(rows)) < _FRESH_WIDTH
-        share = np.where(fresh, 1 - settings.shrink_limit * rng.random(len(rows)), share)
+        share = np.where(fresh, 1 - self._settings.shrink_limit * rng.random(len(rows)), share)
         ours = space.tied_set[None] == chosen[:, None]
-        kept[rows] = np.where(ours, space.kept_at(np.tile(share[:, None], len(sizes))), kept[rows])
+        wanted = space.kept_at(np.tile(share[:, None], len(sizes)))
+        self.kept[rows] = np.where(ours, wanted, self.kept[rows])
 
-    def widths(rows, removed, kept, skips, rng):  # type: ignore[no-untyped-def]
-        factor = np.exp(rng.normal(0, _WIDTH_SPREAD / 2, (len(rows), 1)))
-        kept[rows] = space.kept_at(kept[rows] / sizes * factor)
+    def _widths(self, rows: np.ndarray) -> None:
+        factor = np.exp(self._rng.normal(0, _WIDTH_SPREAD / 2, (len(rows), 1)))
+        share = self.kept[rows] / self._space.groups.sizes * factor
+        self.kept[rows] = self._space.kept_at(share)
 
-    def layer(rows, removed, kept, skips, rng):  # type: ignore[no-untyped-def]
-        chosen = space.removable[rng.integers(len(space.removable), size=len(rows))]
-        removed[rows, chosen] ^= True
+    def _layer(self, rows: np.ndarray) -> None:
+        removable = self._space.removable
+        self.removed[rows, removable[self._rng.integers(len(removable), size=len(rows))]] ^= True
 
-    def block(rows, removed, kept, skips, rng):  # type: ignore[no-untyped-def]
-        member = blocks[rng.integers(len(blocks), size=len(rows))]
-        gone = 2 * (removed[rows] & member).sum(axis=1) > member.sum(axis=1)
-        removed[rows] = np.where(gone[:, None], removed[rows] & ~member, removed[rows] | member)
+    def _block(self, rows: np.ndarray) -> None:
+        blocks = self._space.blocks
+        member = blocks[self._rng.integers(len(blocks), size=len(rows))]
+        removed = self.removed[rows]
+        gone = 2 * (removed & member).sum(axis=1) > member.sum(axis=1)
+        self.removed[rows] = np.where(gone[:, None], removed & ~member, removed | member)
 
-    def skip(rows, removed, kept, skips, rng):  # type: ignore[no-untyped-def]
-        add = rng.random(len(rows)) < 0.5
+    def _skip(self, rows: np.ndarray) -> None:
+        add = self._rng.random(len(rows)) < 0.5
         # The largest of random numbers among those present (or absent) is a random one of them.
-        order = rng.random((len(rows), len(space.skips)), dtype=np.float32)
-        chosen = np.where(skips[rows] != add[:, None], order, -1).argmax(axis=1)
-        skips[rows, chosen] = add
-
-    found: list[Edit] = []
-    if "shrink" in settings.moves:
-        found += [width, width, width, widths]
-    if "remove" in settings.moves and len(space.removable):
-        found += [layer, layer]
-        found += [block] if len(blocks) else []
-    if "skip" in settings.moves and len(space.skips):
-        found += [skip]
-    return found
+        order = self._rng.random((len(rows), len(self._space.skips)), dtype=np.float32)
+        chosen = np.where(self.skips[rows] != add[:, None], order, -1).argmax(axis=1)
+        self.skips[rows, chosen] = add

@@ -52,7 +52,7 @@ class EnsembleSettings:
 
     members: int = 4
     #: Units of the LSTM per direction.
-    hidden: int = 40
+    hidden: int = 64
     #: Steps of Adam for fresh members, and for those that go on from the step before.
     first_steps: int = 60
     next_steps: int = 8

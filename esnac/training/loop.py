@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,38 +95,81 @@ def fit(
     training without interruption. Raises TrainingError when the loss is not finite (the weights
     are then spoilt) or targets are missing, DataError without images to train or validate on.
     """
-    _check(data, settings, targets, augmentation_seed)
-    width = mean_width(model, data.input_shape, device) if settings.precision == "auto" else 0.0
-    numerics = resolve_precision(settings.precision, device, width)
-    numerics = without_known_faults(numerics, model, device)
-    model.to(memory_format=numerics.memory_format)  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, settings)
-    run = _Run(model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer)
-    fingerprint = _fingerprint(run)
-    state = checkpoints.load(checkpoint, fingerprint) if checkpoint is not None else None
-    state = state or Checkpoint(fingerprint, 0, {}, {}, None, -1, -1.0, [])
-    if state.next_epoch:
-        model.load_state_dict(state.model)
-        optimizer.load_state_dict(state.optimizer)
-    for epoch in range(state.next_epoch, settings.epochs):
-        record = _epoch(run, epoch, targets if settings.distills else None)
-        state = _advance(state, run, record)
-        if checkpoint is not None:
-            checkpoints.save(checkpoint, state)
+    training = Training(
+        model,
+        data,
+        settings,
+        loss=loss,
+        seed=seed,
+        augmentation_seed=augmentation_seed,
+        targets=targets,
+        device=device,
+        checkpoint=checkpoint,
+    )
+    for record in training.epochs():
         if on_epoch is not None:
             on_epoch(record)
-    if state.best is not None:
-        model.load_state_dict(state.best)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    model.eval()
-    history = [EpochRecord(**record) for record in state.history]
-    return TrainingResult(
-        accuracy=state.best_accuracy,
-        epoch=state.best_epoch,
-        history=history,
-        seconds=sum(record.seconds for record in history),
-        images=len(history) * len(data.train),
-    )
+    return training.finish()
+
+
+class Training:
+    """`fit` epoch by epoch, for whoever may stop early; arguments and errors as there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSet,
+        settings: TrainingSettings,
+        *,
+        loss: Loss,
+        seed: int,
+        augmentation_seed: int,
+        targets: Targets | None = None,
+        device: torch.device,
+        checkpoint: Path | None = None,
+    ) -> None:
+        _check(data, settings, targets, augmentation_seed)
+        width = mean_width(model, data.input_shape, device) if settings.precision == "auto" else 0.0
+        numerics = resolve_precision(settings.precision, device, width)
+        numerics = without_known_faults(numerics, model, device)
+        model.to(memory_format=numerics.memory_format)  # type: ignore[call-overload]
+        optimizer = make_optimizer(model, settings)
+        self._run = _Run(
+            model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer
+        )
+        self._targets = targets if settings.distills else None
+        self._checkpoint = checkpoint
+        fingerprint = _fingerprint(self._run)
+        state = checkpoints.load(checkpoint, fingerprint) if checkpoint is not None else None
+        self._state = state or Checkpoint(fingerprint, 0, {}, {}, None, -1, -1.0, [])
+        if self._state.next_epoch:
+            model.load_state_dict(self._state.model)
+            optimizer.load_state_dict(self._state.optimizer)
+
+    def epochs(self) -> Iterator[EpochRecord]:
+        """Trains one epoch for each record; stopping in between is allowed."""
+        for epoch in range(self._state.next_epoch, self._run.settings.epochs):
+            record = _epoch(self._run, epoch, self._targets)
+            self._state = _advance(self._state, self._run, record)
+            if self._checkpoint is not None:
+                checkpoints.save(self._checkpoint, self._state)
+            yield record
+
+    def finish(self) -> TrainingResult:
+        """Leaves the model in eval mode with the kept weights."""
+        state, model = self._state, self._run.model
+        if state.best is not None:
+            model.load_state_dict(state.best)
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model.eval()
+        history = [EpochRecord(**record) for record in state.history]
+        return TrainingResult(
+            accuracy=state.best_accuracy,
+            epoch=state.best_epoch,
+            history=history,
+            seconds=sum(record.seconds for record in history),
+            images=len(history) * len(self._run.data.train),
+        )
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

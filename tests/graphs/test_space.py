@@ -82,6 +82,28 @@ def test_multiples_and_minimum(resnet18):
     assert kept.min() == 16
 
 
+def test_a_multiple_holds_where_it_divides_the_channels():
+    """ResNet-20 has groups of 16, 32 and 64; 32 leaves those of 16 free."""
+    space = Space(traced("resnet20"), multiple=32)
+    free = ~space.frozen
+    sixteen = free & (space.groups.sizes == 16)
+    assert (space.steps[sixteen] == 1).all()
+    assert (space.steps[free & ~sixteen] == 32).all()
+
+
+@pytest.mark.parametrize(
+    ("multiple", "protected", "counts"),
+    [(24, (), "16, 32, 64"), (3, (), "16, 32, 64"), (32, ("stages.[12].*",), "16"),
+     (2, ("*",), "none")],
+)  # fmt: skip
+def test_a_multiple_that_no_channels_can_keep_is_an_error(multiple, protected, counts):
+    """The protected and the three input channels do not count, and nor do the ten classes."""
+    graph = traced("resnet20")
+    with pytest.raises(SettingsError, match=rf"space\.multiple = {multiple} .*shrink: {counts}\."):
+        Space(graph, multiple=multiple, protected=protected)
+    Space(graph, multiple=1, protected=protected)
+
+
 def test_protected_layers_keep_place_and_width(resnet18):
     space = Space(resnet18, protected=["stages.1.0.conv1"])
     number = next(

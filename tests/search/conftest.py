@@ -14,6 +14,7 @@ from esnac.executors import SerialExecutor
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.space import Candidates, Space
 from esnac.graphs.trace import trace
+from esnac.search.feed import StepwiseFeed
 from esnac.search.loop import search_loop
 from esnac.search.proposer import History
 from esnac.search.settings import SearchSettings
@@ -126,7 +127,7 @@ def searched(made_up: Callable[[Trial], Outcome]) -> Callable[..., Rows]:
         searcher: Searcher, evaluate: Callable[[Trial], Outcome] = made_up, before: Any = ()
     ) -> Rows:
         rows: Rows = list(before)
-        search_loop(searcher, SerialExecutor(evaluate), rows.extend)
+        search_loop(StepwiseFeed(searcher, rows.extend), SerialExecutor(evaluate))
         return rows
 
     return search
@@ -143,6 +144,7 @@ def make_history() -> Callable[..., History]:
         *,
         step: int = 1,
         steps: np.ndarray | None = None,
+        since: np.ndarray | None = None,
         number: int | None = None,
         accuracy: np.ndarray | None = None,
         expected: tuple[Expectation | None, ...] | None = None,
@@ -151,11 +153,13 @@ def make_history() -> Callable[..., History]:
     ) -> History:
         pending = space.candidates([]) if pending is None else pending
         known = {*space.identity().keys(), *observed.keys(), *pending.keys()}
+        steps = np.zeros(len(observed), dtype=np.int64) if steps is None else steps
         return History(
             step=step,
             number=len(observed) + len(pending) if number is None else number,
             observed=observed,
-            steps=np.zeros(len(observed), dtype=np.int64) if steps is None else steps,
+            steps=steps,
+            since=steps + 1 if since is None else since,
             accuracy=value if accuracy is None else accuracy,
             value=value,
             expected=(None,) * len(observed) if expected is None else expected,

@@ -11,7 +11,8 @@ from torch import nn
 from esnac import Searcher
 from esnac.errors import EsnacError
 from esnac.executors import SerialExecutor
-from esnac.search.loop import finished, proposed, restore, search_loop
+from esnac.search.feed import StepwiseFeed, finished, proposed, restore
+from esnac.search.loop import search_loop
 from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Outcome, Trial
 from esnac.surrogate.settings import SurrogateSettings
@@ -46,7 +47,7 @@ def made_up(trial: Trial) -> Outcome:
 
 def searched(engine: Searcher) -> Rows:
     rows: Rows = []
-    search_loop(engine, SerialExecutor(made_up), rows.extend)
+    search_loop(StepwiseFeed(engine, rows.extend), SerialExecutor(made_up))
     return rows
 
 
@@ -67,18 +68,17 @@ def test_every_trial_is_proposed_before_its_step_is_evaluated() -> None:
 
 def test_the_rows_of_a_step_are_written_together_and_results_at_once() -> None:
     calls: list[int] = []
-    search_loop(searcher(), SerialExecutor(made_up), lambda rows: calls.append(len(rows)))
+    feed = StepwiseFeed(searcher(), lambda rows: calls.append(len(rows)))
+    search_loop(feed, SerialExecutor(made_up))
     assert calls == [3, 1, 1, 1] * 4
 
 
 def test_progress_sees_every_result() -> None:
     seen: list[int] = []
-    search_loop(
-        searcher(),
-        SerialExecutor(made_up),
-        lambda rows: None,
-        lambda engine: seen.append(len(engine.outcomes)),
+    feed = StepwiseFeed(
+        searcher(), lambda rows: None, lambda engine: seen.append(len(engine.outcomes))
     )
+    search_loop(feed, SerialExecutor(made_up))
     assert seen == list(range(13))
 
 
@@ -108,7 +108,7 @@ def test_failures_are_recorded_and_the_search_goes_on() -> None:
         return Outcome(reason="out of luck") if trial.number % 2 else made_up(trial)
 
     engine, rows = searcher(), []
-    search_loop(engine, SerialExecutor(sometimes), rows.extend)
+    search_loop(StepwiseFeed(engine, rows.extend), SerialExecutor(sometimes))
     failed = [row for row in rows if row["state"] == "FAILED"]
     assert [row["trial"] for row in failed] == [1, 3, 5, 7, 9, 11]
     assert failed[0]["reason"] == "out of luck"
@@ -120,10 +120,10 @@ def test_failures_are_recorded_and_the_search_goes_on() -> None:
 
 def test_when_everything_fails_the_search_says_so() -> None:
     rows: list[Sequence[dict[str, Any]]] = []
+    feed = StepwiseFeed(searcher(), rows.append)
+    failing = SerialExecutor(lambda trial: Outcome(reason="no memory"))
     with pytest.raises(EsnacError, match="All 3 evaluations failed.*no memory"):
-        search_loop(
-            searcher(), SerialExecutor(lambda trial: Outcome(reason="no memory")), rows.append
-        )
+        search_loop(feed, failing)
     assert len(rows) == 4, "one step and no more; what failed is on record"
 
 

@@ -18,7 +18,7 @@ from esnac.graphs.space import Candidates, Space
 from esnac.objective import reward
 from esnac.search.objectives import Objective, dominators, hypervolume, spread_of_front
 from esnac.search.sampler import sample
-from esnac.search.settings import ObjectiveSettings
+from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search_spaces import SpaceSettings
 
 TEACHER, MACS, BYTES = 1323, 78_360, 4 * 1323 + 3 * (8 * 8 + 8)
@@ -140,6 +140,19 @@ def test_all_limits_hold_at_once(space: Space) -> None:
     assert len({tuple(good) for good in each.values()}) == 4, "each limit says something else"
 
 
+def test_without_limits_nothing_but_the_teacher_is_measured(space: Space) -> None:
+    """Latency is measured on the device, so what is not asked for costs time."""
+    measured = []
+
+    def counted(space: Space, candidates: Candidates) -> np.ndarray:
+        measured.append(len(candidates))
+        return seconds(space, candidates)
+
+    settings = ObjectiveSettings(kind="pareto", measures=("accuracy", "latency"))
+    Objective(space, 0.9, settings, latency=counted)
+    assert measured == [1]
+
+
 @pytest.mark.parametrize(
     "settings", [{"max_latency": 1.0}, {"kind": "pareto", "measures": ("accuracy", "latency")}]
 )
@@ -165,6 +178,22 @@ def test_latency_without_a_measurement_is_an_error(
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match=r"positive|accuracy and one or two of"):
         ObjectiveSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"pool": 3}, "pool must be at least 4; got 3"),
+        ({"rounds": -1}, "rounds must be at least 0; got -1"),
+        ({"tournament": 0}, "tournament must be at least 1; got 0"),
+        ({"spread": (0.9, 0.6)}, "spread must be two rising shares"),
+        ({"bagging": 0.0}, r"bagging must be in \(0, 1\]; got 0.0"),
+    ],
+)
+def test_searches_that_cannot_be_are_refused(settings: dict[str, object], expected: str) -> None:
+    with pytest.raises(SettingsError, match=rf"search\.{expected}"):
+        SearchSettings(**settings)
 
 
 def test_dominators() -> None:

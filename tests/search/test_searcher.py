@@ -5,6 +5,7 @@ from torch import nn
 from esnac import Searcher
 from esnac.errors import EsnacError
 from esnac.executors import SerialExecutor
+from esnac.search.feed import StepwiseFeed
 from esnac.search.loop import search_loop
 from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Outcome
@@ -48,7 +49,7 @@ def made_up(trial):
 
 def searched_through(engine):
     rows = []
-    search_loop(engine, SerialExecutor(made_up), rows.extend)
+    search_loop(StepwiseFeed(engine, rows.extend), SerialExecutor(made_up))
     return rows
 
 
@@ -99,7 +100,7 @@ def test_a_small_space_is_searched_to_its_end():
     space = SpaceSettings(moves=("remove",))
     settings = SearchSettings(engine="paper", steps=500, batch=8, pool=200)
     engine = Searcher(tiny(), (1, 8, 8), settings=settings, space=space, surrogate=SMALL)
-    search_loop(engine, SerialExecutor(made_up), lambda rows: None)
+    search_loop(StepwiseFeed(engine, lambda rows: None), SerialExecutor(made_up))
     removable = len(engine.space.removable)
     assert 0.9 * (2**removable - 1) <= len(engine.trials) <= 2**removable - 1
 

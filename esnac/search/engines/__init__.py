@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from esnac.errors import SettingsError, UnknownNameError
 from esnac.graphs.space import Space
@@ -31,42 +32,84 @@ def make_engine(
     """
     if earlier is not None and settings.engine != "esnac":
         raise SettingsError(f"The engine {settings.engine} cannot start warm; esnac can.")
+    make = _ENGINES.get(settings.engine)
+    if make is None:
+        raise UnknownNameError("engine", settings.engine, _ENGINES)
     source = Source(space, space_settings, objective.allowed if objective.limited else None)
-    if settings.engine == "paper" and objective.settings.kind != "f":
+    return make(_Parts(source, objective, settings, surrogate, model, earlier, seed))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What engines are made of."""
+
+    source: Source
+    objective: Objective
+    settings: SearchSettings
+    surrogate: SurrogateSettings
+    model: EnsembleSettings
+    earlier: Earlier | None
+    seed: int
+
+
+def _esnac(parts: _Parts) -> Proposer:
+    from esnac.graphs.encode_slim import SLIM_FEATURES, SlimEncoder
+    from esnac.search.engines.grey_box import GreyBoxProposer
+    from esnac.surrogate.ensemble import Ensemble
+
+    encode = SlimEncoder(parts.source.space).encode
+    known = None
+    if parts.earlier is not None:
+        rows = SlimEncoder(parts.earlier.space()).encode(parts.earlier.candidates())
+        known = rows, parts.earlier.log_ratio()
+    ensemble = Ensemble(SLIM_FEATURES, parts.model, known)
+    return GreyBoxProposer(
+        parts.source, parts.objective, parts.settings, ensemble, encode, parts.seed
+    )
+
+
+def _paper(parts: _Parts) -> Proposer:
+    from esnac.search.engines.paper import PaperProposer
+
+    if parts.objective.settings.kind != "f":
         raise SettingsError("The engine paper models f alone; take another for other objectives.")
-    if settings.engine == "paper":
-        from esnac.search.engines.paper import PaperProposer
+    return PaperProposer(parts.source, parts.settings, parts.surrogate, parts.seed)
 
-        return PaperProposer(source, settings, surrogate, seed)
-    if settings.engine == "esnac":
-        from esnac.graphs.encode_slim import SLIM_FEATURES, SlimEncoder
-        from esnac.search.engines.grey_box import GreyBoxProposer
-        from esnac.surrogate.ensemble import Ensemble
 
-        encode = SlimEncoder(space).encode
-        if earlier is None:
-            ensemble = Ensemble(SLIM_FEATURES, model)
-        else:
-            rows = SlimEncoder(earlier.space()).encode(earlier.candidates())
-            ensemble = Ensemble(SLIM_FEATURES, model, (rows, earlier.log_ratio()))
-        return GreyBoxProposer(source, objective, settings, ensemble, encode, seed)
-    if settings.engine == "features":
-        from esnac.graphs.stage_features import StageFeatures
-        from esnac.search.engines.grey_box import GreyBoxProposer
-        from esnac.surrogate.feature_model import FeatureModel
+def _features(parts: _Parts) -> Proposer:
+    from esnac.graphs.stage_features import StageFeatures
+    from esnac.search.engines.grey_box import GreyBoxProposer
+    from esnac.surrogate.feature_model import FeatureModel
 
-        features = StageFeatures(space).encode
-        return GreyBoxProposer(source, objective, settings, FeatureModel(), features, seed)
-    if settings.engine == "random":
-        from esnac.search.engines.random import RandomProposer
+    encode = StageFeatures(parts.source.space).encode
+    return GreyBoxProposer(
+        parts.source, parts.objective, parts.settings, FeatureModel(), encode, parts.seed
+    )
 
-        return RandomProposer(source, seed)
-    if settings.engine == "tpe":
-        from esnac.search.engines.tpe import TpeProposer
 
-        return TpeProposer(source, seed)
-    if settings.engine == "evolution":
-        from esnac.search.engines.evolution import EvolutionProposer
+def _evolution(parts: _Parts) -> Proposer:
+    from esnac.search.engines.evolution import EvolutionProposer
 
-        return EvolutionProposer(source, settings, seed)
-    raise UnknownNameError("engine", settings.engine, get_args(Engine))
+    return EvolutionProposer(parts.source, parts.settings, parts.seed)
+
+
+def _tpe(parts: _Parts) -> Proposer:
+    from esnac.search.engines.tpe import TpeProposer
+
+    return TpeProposer(parts.source, parts.seed)
+
+
+def _random(parts: _Parts) -> Proposer:
+    from esnac.search.engines.random import RandomProposer
+
+    return RandomProposer(parts.source, parts.seed)
+
+
+_ENGINES: dict[Engine, Callable[[_Parts], Proposer]] = {
+    "esnac": _esnac,
+    "paper": _paper,
+    "features": _features,
+    "evolution": _evolution,
+    "tpe": _tpe,
+    "random": _random,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -55,8 +56,8 @@ class Acquisition(Protocol):
     def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]: ...
 
 
-class Improvement:
-    """Expected improvement of the value w e^z, averaged over the members; Kriging believer."""
+class _Ranked(ABC):
+    """What both acquisitions know: the model, the objective, the students in order of merit."""
 
     def __init__(
         self,
@@ -69,24 +70,49 @@ class Improvement:
         self._encode = encode
         self._objective = objective
         mean, _ = model.predict(encode(students)).marginal()
-        value = objective.weight(students) * np.exp(mean.numpy())
-        order = np.argsort(-value, kind="stable")
+        merit = self._merit(students, np.exp(mean.numpy()))
+        order = np.argsort(-merit, kind="stable")
         self._students = students.select(order)
         # What the model makes of the best student: the largest of noisy values would be too good.
-        self._incumbent = float(value[order[0]])
+        self._best = float(merit[order[0]])
+
+    @abstractmethod
+    def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
+        """Larger is better (n), of students with accuracies over the teacher's `ratio` (n)."""
 
     def parents(self, k: int) -> Candidates:
         return self._students.select(np.arange(min(k, len(self._students))))
 
+
+def _in_chunks(score: Callable[[Candidates], np.ndarray], candidates: Candidates) -> np.ndarray:
+    """Scores (N), of some candidates at a time."""
+    parts = [np.zeros(0)]
+    for start in range(0, len(candidates), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(candidates)))
+        parts.append(score(candidates.select(rows)))
+    return np.concatenate(parts)
+
+
+def _believed(pool: Candidates, pending: Candidates) -> list[int]:
+    """The rows of `pool` that hold the pending students, in their order."""
+    row_of = {key: row for row, key in enumerate(pool.keys())}
+    return [row_of[key] for key in pending.keys() if key in row_of]  # noqa: SIM118
+
+
+class Improvement(_Ranked):
+    """Expected improvement of the value w e^z, averaged over the members; Kriging believer."""
+
+    def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
+        return self._objective.weight(students) * ratio
+
     def scores(self, candidates: Candidates) -> np.ndarray:
-        parts = [np.zeros(0)]
-        for start in range(0, len(candidates), _CHUNK):
-            part = candidates.select(np.arange(start, min(start + _CHUNK, len(candidates))))
-            prediction = self._model.predict(self._encode(part))
-            variance = prediction.covariance.diagonal(dim1=1, dim2=2)
-            weight = self._objective.weight(part)
-            parts.append(_log_improvement(weight, prediction.mean, variance, self._incumbent))
-        return np.concatenate(parts)
+        return _in_chunks(self._score, candidates)
+
+    def _score(self, candidates: Candidates) -> np.ndarray:
+        prediction = self._model.predict(self._encode(candidates))
+        variance = prediction.covariance.diagonal(dim1=1, dim2=2)
+        weight = self._objective.weight(candidates)
+        return _log_improvement(weight, prediction.mean, variance, self._best)
 
     def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]:
         """n rows of `pool`, each the best once those before it came out as expected.
@@ -94,11 +120,9 @@ class Improvement:
         Pending students are believed first, in order, which makes asking in parts the same.
         """
         prediction = self._model.predict(self._encode(pool))
-        covariance, incumbent = prediction.covariance, self._incumbent
+        covariance, incumbent = prediction.covariance, self._best
         weight = self._objective.weight(pool)
-        row_of = {key: row for row, key in enumerate(pool.keys())}
-        keys = pending.keys()
-        queue = [row_of[key] for key in keys if key in row_of]
+        queue = _believed(pool, pending)
         free = np.ones(len(pool), dtype=bool)
         chosen: list[int] = []
         while queue or (len(chosen) < n and free.any()):
@@ -127,7 +151,7 @@ def _log_improvement(
     return found
 
 
-class HypervolumeGain:
+class HypervolumeGain(_Ranked):
     """qLogNEHVI (Ament et al. 2023) on accuracy and exactly known measures, larger is better.
 
     A point is an embedding followed by the known measures, so that the process models z alone. The
@@ -142,31 +166,19 @@ class HypervolumeGain:
         students: Candidates,
         seed: int,
     ) -> None:
-        self._model = model
-        self._encode = encode
-        self._objective = objective
+        super().__init__(model, encode, objective, students)
         self._seed = seed
-        mean, _ = model.predict(encode(students)).marginal()
-        expected = objective.gains(students, objective.teacher_accuracy * np.exp(mean.numpy()))
-        order = np.argsort(dominators(expected), kind="stable")
-        self._students = students.select(order)
 
-    def parents(self, k: int) -> Candidates:
-        return self._students.select(np.arange(min(k, len(self._students))))
+    def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
+        objective = self._objective
+        return -dominators(objective.gains(students, objective.teacher_accuracy * ratio))
 
     def scores(self, candidates: Candidates) -> np.ndarray:
         acquisition = self._acquisition(0, None)
-        parts = [np.zeros(0)]
-        for start in range(0, len(candidates), _CHUNK):
-            part = candidates.select(np.arange(start, min(start + _CHUNK, len(candidates))))
-            with torch.no_grad(), exact():
-                parts.append(acquisition(self._points(part, 0)[:, None]).numpy())
-        return np.concatenate(parts)
+        return _in_chunks(lambda part: _values(acquisition, self._points(part, 0)), candidates)
 
     def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]:
-        keys = pool.keys()
-        row_of = {key: row for row, key in enumerate(keys)}
-        believed = [row_of[key] for key in pending.keys() if key in row_of]  # noqa: SIM118
+        believed = _believed(pool, pending)
         free = np.ones(len(pool), dtype=bool)
         free[believed] = False
         chosen: list[int] = []
@@ -175,9 +187,7 @@ class HypervolumeGain:
             points = self._points(pool, member)
             taken = believed + chosen
             acquisition = self._acquisition(member, points[taken] if taken else None)
-            with torch.no_grad(), exact():
-                parts = [acquisition(part[:, None]) for part in points.split(_CHUNK)]
-            scores = torch.cat(parts).numpy()
+            scores = _values(acquisition, points)
             row = int(np.where(free, scores, -np.inf).argmax())
             free[row] = False
             chosen.append(row)
@@ -208,6 +218,14 @@ class HypervolumeGain:
                 prune_baseline=True,
                 cache_root=False,
             )
+
+
+def _values(acquisition: Any, points: Tensor) -> np.ndarray:
+    """The values of an acquisition of BoTorch at points (n x D)."""
+    with torch.no_grad(), exact():
+        parts = [acquisition(part[:, None]) for part in points.split(_CHUNK)]
+    values: np.ndarray = torch.cat(parts).numpy()
+    return values
 
 
 class _Leading(Model):

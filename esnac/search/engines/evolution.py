@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from esnac.graphs.space import joined
+from esnac.graphs.space import Candidates
 from esnac.runtime import derive_seed
 from esnac.search.engines.random import first_unseen
-from esnac.search.proposer import History, Proposal, SpaceExhaustedError, unexpected, unseen
+from esnac.search.proposer import History, Proposal, one_by_one, unseen
 from esnac.search.sampler import Source
 from esnac.search.settings import SearchSettings
 from esnac.search.variation import mutate
@@ -29,26 +29,18 @@ class EvolutionProposer:
         self._seed = seed
 
     def propose(self, n: int, history: History) -> Proposal:
+        return one_by_one(n, history, lambda number, seen, _: self._one(number, history, seen))
+
+    def _one(self, number: int, history: History, seen: set[bytes]) -> Candidates | None:
         settings = self._settings
-        seen, chosen = set(history.seen), []
         young = np.arange(len(history.value))[-settings.population :]
-        for number in range(history.number, history.number + n):
-            rng = np.random.default_rng(derive_seed(self._seed, "evolution", number))
-            candidate = None
-            if number >= settings.population and len(young):
-                rivals = rng.choice(young, size=min(settings.tournament, len(young)), replace=False)
-                winner = rivals[history.value[rivals].argmax()]
-                parents = history.observed.select(np.full(_TRIES, winner))
-                children = mutate(self._source.space, self._source.settings, parents, rng)
-                children = unseen(self._source.inside(children), seen)
-                if len(children):
-                    candidate = children.select(np.array([0]))
-            if candidate is None:
-                candidate = first_unseen(self._source, rng, seen)
-            if candidate is None:
-                break
-            seen.update(candidate.keys())
-            chosen.append(candidate)
-        if not chosen:
-            raise SpaceExhaustedError
-        return unexpected(joined(chosen))
+        rng = np.random.default_rng(derive_seed(self._seed, "evolution", number))
+        if number >= settings.population and len(young):
+            rivals = rng.choice(young, size=min(settings.tournament, len(young)), replace=False)
+            winner = rivals[history.value[rivals].argmax()]
+            parents = history.observed.select(np.full(_TRIES, winner))
+            children = mutate(self._source.space, self._source.settings, parents, rng)
+            children = unseen(self._source.inside(children), seen)
+            if len(children):
+                return children.select(np.array([0]))
+        return first_unseen(self._source, rng, seen)

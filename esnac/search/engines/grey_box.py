@@ -78,9 +78,8 @@ class GreyBoxProposer:
         self._model = model
         self._encoded = encode
         self._seed = seed
-        #: The last step that the model knows (-1: none), and how many results each step knew.
+        #: The last step that the model knows (-1: none).
         self._step = -1
-        self._known: dict[int, int] = {}
 
     def propose(self, n: int, history: History) -> Proposal:
         if not len(history.observed):
@@ -143,25 +142,18 @@ class GreyBoxProposer:
     def _learn(self, history: History) -> None:
         """Brings the model to this step, by replay of the steps that it rests on where needed."""
         first = max(history.step - self._model.afresh_every + 1, 0)
-        # What the steps before knew then, they must know now: a late result changes them.
-        goes_on = 0 <= self._step <= history.step and all(
-            count == np.count_nonzero(history.steps < step)
-            for step, count in self._known.items()
-            if step > self._step - self._model.afresh_every
-        )
+        goes_on = 0 <= self._step <= history.step
         start = self._step + 1 if goes_on else first
-        self._known = self._known if goes_on else {}
         self._step = -1  # until all fits have succeeded
         for step in range(start, history.step + 1):
-            known = np.flatnonzero(history.steps < step)
-            self._known[step] = len(known)
+            known = np.flatnonzero(history.since <= step)
             if not len(known):
                 continue
             z = self._objective.log_ratio(history.accuracy[known])
             x = self._encode(history.observed.select(known))
             seed = derive_seed(self._seed, "model", step)
             # Also where no step before had a result: the model may be one of another history.
-            afresh = (step == first and not goes_on) or not (history.steps < step - 1).any()
+            afresh = (step == first and not goes_on) or not (history.since < step).any()
             self._model.fit(x, torch.from_numpy(z), seed, step=step, afresh=afresh)
         self._step = history.step
 

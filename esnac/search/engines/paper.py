@@ -6,16 +6,9 @@ import numpy as np
 import torch
 
 from esnac.graphs.encode import Encoder
-from esnac.graphs.space import Candidates, joined
+from esnac.graphs.space import Candidates
 from esnac.runtime import derive_seed, torch_generator
-from esnac.search.proposer import (
-    POOLS,
-    History,
-    Proposal,
-    SpaceExhaustedError,
-    unexpected,
-    unseen,
-)
+from esnac.search.proposer import POOLS, History, Proposal, one_by_one, unseen
 from esnac.search.sampler import Source
 from esnac.search.settings import SearchSettings
 from esnac.surrogate.fit import fit
@@ -39,22 +32,15 @@ class PaperProposer:
         self._encoder = Encoder(source.space)
 
     def propose(self, n: int, history: History) -> Proposal:
-        seen, chosen = set(history.seen), []
-        for number in range(history.number, history.number + n):
-            try:
-                candidate = self.one(number, history.observed, history.value, seen)
-            except SpaceExhaustedError:
-                break
-            seen.update(candidate.keys())
-            chosen.append(candidate)
-        if not chosen:
-            raise SpaceExhaustedError
-        return unexpected(joined(chosen))
+        observed, f = history.observed, history.value
+        return one_by_one(n, history, lambda number, seen, _: self.one(number, observed, f, seen))
 
-    def one(self, number: int, observed: Candidates, f: np.ndarray, seen: set[bytes]) -> Candidates:
+    def one(
+        self, number: int, observed: Candidates, f: np.ndarray, seen: set[bytes]
+    ) -> Candidates | None:
         """One candidate whose key is not in `seen`, for trial `number`.
 
-        Raises SpaceExhaustedError when random candidates turn up nothing new.
+        None when random candidates turn up nothing new.
         """
         rng = np.random.default_rng(derive_seed(self._seed, "proposal", number))
         half = rng.random(len(f)) < self._settings.bagging
@@ -76,4 +62,4 @@ class PaperProposer:
                 encoded = torch.from_numpy(self._encoder.encode(pool))
                 scores = kernel.expected_improvement(encoded, None, best_f)
                 return pool.select(np.array([int(scores.argmax())]))
-        raise SpaceExhaustedError
+        return None

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from esnac.graphs.space import Candidates, joined
+from esnac.graphs.space import Candidates
 from esnac.runtime import derive_seed
-from esnac.search.proposer import (
-    POOLS,
-    History,
-    Proposal,
-    SpaceExhaustedError,
-    unexpected,
-    unseen,
-)
+from esnac.search.proposer import POOLS, History, Proposal, one_by_one, unseen
 from esnac.search.sampler import Source
 
 
@@ -25,17 +18,11 @@ class RandomProposer:
         self._seed = seed
 
     def propose(self, n: int, history: History) -> Proposal:
-        seen, chosen = set(history.seen), []
-        for number in range(history.number, history.number + n):
-            rng = np.random.default_rng(derive_seed(self._seed, "random", number))
-            candidate = first_unseen(self._source, rng, seen)
-            if candidate is None:
-                break
-            seen.update(candidate.keys())
-            chosen.append(candidate)
-        if not chosen:
-            raise SpaceExhaustedError
-        return unexpected(joined(chosen))
+        return one_by_one(n, history, lambda number, seen, _: self._one(number, seen))
+
+    def _one(self, number: int, seen: set[bytes]) -> Candidates | None:
+        rng = np.random.default_rng(derive_seed(self._seed, "random", number))
+        return first_unseen(self._source, rng, seen)
 
 
 def first_unseen(source: Source, rng: np.random.Generator, seen: set[bytes]) -> Candidates | None:

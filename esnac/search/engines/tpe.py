@@ -9,14 +9,7 @@ import numpy as np
 from esnac.errors import EsnacError
 from esnac.graphs.space import Candidates, joined
 from esnac.runtime import derive_seed
-from esnac.search.proposer import (
-    POOLS,
-    History,
-    Proposal,
-    SpaceExhaustedError,
-    unexpected,
-    unseen,
-)
+from esnac.search.proposer import POOLS, History, Proposal, one_by_one, unseen
 from esnac.search.sampler import Source
 
 
@@ -53,33 +46,27 @@ class TpeProposer:
             self._distributions["skips"] = make.IntDistribution(0, most)
 
     def propose(self, n: int, history: History) -> Proposal:
+        def one(number: int, seen: set[bytes], chosen: list[Candidates]) -> Candidates | None:
+            study = self._study(number, history, joined([history.pending, *chosen]))
+            return self._fresh(study, number, seen)
+
+        return one_by_one(n, history, one)
+
+    def _study(self, number: int, history: History, pending: Candidates) -> Any:
         optuna = self._optuna
         states = optuna.trial.TrialState
-        seen = set(history.seen)
-        chosen: list[Candidates] = []
-        number = history.number
-        for _ in range(n):
-            sampler = optuna.samplers.TPESampler(
-                seed=derive_seed(self._seed, "tpe", number) % 2**32, constant_liar=True
-            )
-            study = optuna.create_study(direction="maximize", sampler=sampler)
-            for row, value in enumerate(history.value):
-                self._add(study, history.observed, row, states.COMPLETE, float(value))
-            pending = joined([history.pending, *chosen])
-            for row in range(len(pending)):
-                self._add(study, pending, row, states.RUNNING, None)
-            rng = np.random.default_rng(derive_seed(self._seed, "tpe skips", number))
-            candidate = self._fresh(study, seen, rng)
-            if candidate is None:
-                break
-            seen.update(candidate.keys())
-            chosen.append(candidate)
-            number += 1
-        if not chosen:
-            raise SpaceExhaustedError
-        return unexpected(joined(chosen))
+        sampler = optuna.samplers.TPESampler(
+            seed=derive_seed(self._seed, "tpe", number) % 2**32, constant_liar=True
+        )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for row, value in enumerate(history.value):
+            self._add(study, history.observed, row, states.COMPLETE, float(value))
+        for row in range(len(pending)):
+            self._add(study, pending, row, states.RUNNING, None)
+        return study
 
-    def _fresh(self, study: Any, seen: set[bytes], rng: np.random.Generator) -> Candidates | None:
+    def _fresh(self, study: Any, number: int, seen: set[bytes]) -> Candidates | None:
+        rng = np.random.default_rng(derive_seed(self._seed, "tpe skips", number))
         for _ in range(POOLS):
             trial = study.ask(self._distributions)
             candidate = unseen(self._source.inside(self._candidate(trial.params, rng)), seen)

@@ -14,7 +14,7 @@ from esnac.errors import SettingsError
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.space import Candidates, Space
 from esnac.search.earlier import Earlier, space_of
-from esnac.search.loop import restore
+from esnac.search.feed import restore
 from esnac.search.sampler import sample
 from esnac.search.settings import ObjectiveSettings
 from esnac.search.trial import Outcome, Trial
