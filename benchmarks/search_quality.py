@@ -19,6 +19,10 @@ Prints a table and, on its last line, one JSON object:
                             after 40 random observations: of all, and of the best 30 %
     coverage90              share of the next batch's measured accuracies inside their 90 %
                             intervals, after 48 evaluations
+    hypervolume_ratio       --objective pareto (accuracy, params): mean true hypervolume of what
+                            was evaluated over that of random search, first network, and the
+                            least ratio of an instance (hypervolume_least)
+    unseen                  the same figures of the instances 4 to 7 alone
 """
 
 from __future__ import annotations
@@ -213,6 +217,33 @@ def ranks(network: str, instance: int) -> tuple[float, float]:
     return spearmanr(predicted, true)[0], spearmanr(predicted[top], true[top])[0]
 
 
+def volume(engine: str, network: str, instance: int, evaluations: int) -> float:
+    """The true hypervolume of all that a pareto search evaluates."""
+    import torch
+
+    from esnac.search.objectives import hypervolume
+    from esnac.search.searcher import Searcher
+    from esnac.search.settings import ObjectiveSettings, SearchSettings
+
+    torch.set_num_threads(1)
+    space = space_of(network)
+    landscape = Landscape(space, instance)
+    searcher = Searcher(
+        space.graph,
+        teacher_accuracy=TEACHER,
+        settings=SearchSettings(engine=engine, batch=BATCH),  # type: ignore[arg-type]
+        objective=ObjectiveSettings(kind="pareto"),
+        seed=instance,
+    )
+    noise = np.random.default_rng((instance, 7))
+    for _ in range(evaluations // BATCH):
+        for trial in searcher.ask(BATCH):
+            true = landscape.accuracy(searcher.space.candidates([trial.moves]))[0]
+            searcher.tell(trial, accuracy=min(float(true * np.exp(noise.normal(0, NOISE))), 1.0))
+    candidates = searcher.space.candidates(trial.moves for trial in searcher.trials)
+    return hypervolume(searcher.objective.gains(candidates, landscape.accuracy(candidates)))
+
+
 ENGINES = ("esnac", "paper", "features", "evolution", "tpe", "random")
 
 
@@ -232,6 +263,17 @@ def main(argv: list[str] | None = None) -> int:
             network: list(pool.map(ranks, [network] * len(args.instances), args.instances))
             for network in args.networks
         }
+        volumes = {
+            engine: pool.map(
+                volume,
+                [engine] * len(args.instances),
+                [args.networks[0]] * len(args.instances),
+                args.instances,
+                [args.pareto_evaluations] * len(args.instances),
+            )
+            for engine in ("esnac", "random")
+            if args.pareto_evaluations
+        }
         results = []
         for result in pool.map(run, jobs):
             results.append(result)
@@ -244,10 +286,25 @@ def main(argv: list[str] | None = None) -> int:
     print_table(results, args.networks, args.engines)
     if args.plot:
         plot(results, args.networks, args.engines, args.plot)
-    figures = summary(results, correlations, args)
+    areas = {engine: list(found) for engine, found in volumes.items()}
+    figures = summary(results, correlations, areas, args)
+    if any(instance >= 4 for instance in args.instances) and min(args.instances) < 4:
+        figures["unseen"] = unseen(results, correlations, areas, args)
     figures["evaluations"], figures["quick"] = args.evaluations, args.quick
+    figures["pareto_evaluations"] = args.pareto_evaluations
     print(json.dumps(figures))
     return 0
+
+
+def unseen(results: list[Result], correlations: Any, areas: Any, args: Any) -> dict[str, Any]:
+    """The figures of the instances that did not serve for tuning."""
+    keep = [place for place, instance in enumerate(args.instances) if instance >= 4]
+    return summary(
+        [result for result in results if result.job.instance >= 4],
+        {network: [found[place] for place in keep] for network, found in correlations.items()},
+        {engine: [found[place] for place in keep] for engine, found in areas.items()},
+        args,
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -261,12 +318,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet34"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None)
+    parser.add_argument(
+        "--pareto-evaluations", type=int, default=80, help="per pareto search (default 80; 0: none)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="regret curves, as SVG or PNG")
     args = parser.parse_args(argv)
     args.engines = args.engines or [engine for engine in ENGINES if engine != "paper"]
     if args.quick:
-        args.instances, args.networks, args.evaluations = [0], ["resnet18"], 24
+        args.instances, args.networks = [0], ["resnet18"]
+        args.evaluations, args.pareto_evaluations = 24, 0
     return args
 
 
@@ -302,9 +363,17 @@ def print_table(results: list[Result], networks: list[str], engines: list[str]) 
 
 
 def summary(
-    results: list[Result], correlations: dict[str, list[tuple[float, float]]], args: Any
+    results: list[Result],
+    correlations: dict[str, list[tuple[float, float]]],
+    areas: dict[str, list[float]],
+    args: Any,
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
+    if areas:
+        ratios = [a / b for a, b in zip(areas["esnac"], areas["random"], strict=True)]
+        mean = statistics.mean(areas["esnac"]) / statistics.mean(areas["random"])
+        figures["hypervolume_ratio"] = round(mean, 3)
+        figures["hypervolume_least"] = round(min(ratios), 3)
     networks, engines = args.networks, args.engines
     if "esnac" not in engines:
         return figures
@@ -321,19 +390,19 @@ def summary(
     figures["versus_evolution"], figures["versus_tpe"] = versus("evolution"), versus("tpe")
     figures["versus_paper"], figures["versus_features"] = versus("paper"), versus("features")
     if "random" in engines:
-        ratios, wins, total, needed = {}, 0, 0, []
+        regret_ratios, wins, total, needed = {}, 0, 0, []
         for network in networks:
             ours = regrets(results, "esnac", network)
             theirs = regrets(results, "random", network)
             ratio = mean_regret(results, "esnac", network) / mean_regret(results, "random", network)
-            ratios[network] = round(ratio, 3)
+            regret_ratios[network] = round(ratio, 3)
             for instance, result in ours.items():
                 level = theirs[instance].curve[-1]
                 wins += result.curve[-1] < level
                 total += 1
                 reached = [k + 1 for k, regret in enumerate(result.curve) if regret <= level]
                 needed.append(BATCH * (reached[0] if reached else len(result.curve) + 1))
-        figures["regret_ratio"] = ratios
+        figures["regret_ratio"] = regret_ratios
         figures["wins"] = f"{wins} of {total}"
         figures["evaluations_to_random"] = statistics.median(needed)
     pairs = [pair for network in networks for pair in correlations[network]]

@@ -5,7 +5,7 @@ The command line and `esnac.run_search` are thin callers of what is here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 
 from esnac import data as data_room
 from esnac import networks, teachers
+from esnac.cluster import Cluster, ClusterSettings, connected
 from esnac.data import DataSet
 from esnac.deployment.latency import LayerTimes
 from esnac.distillation.targets import TeacherTargets
@@ -45,13 +46,13 @@ from esnac.runs import Run, compare, describe, run_name
 from esnac.runtime import derive_seed, resolve_device
 from esnac.search.earlier import EARLIER, Earlier, save_teacher
 from esnac.search.evaluation import Evaluator
-from esnac.search.feed import StepwiseFeed, restore
+from esnac.search.feed import Feed, Recorder, StepwiseFeed, StreamingFeed, restore
 from esnac.search.loop import search_loop
 from esnac.search.presets import preset
 from esnac.search.searcher import Searcher
 from esnac.search.settings import RunSettings
 from esnac.settings import build, merge, to_plain
-from esnac.stages._base import StageContext
+from esnac.stages._base import StageContext, StageResult
 from esnac.stages.full_training import FullTraining, clean
 from esnac.stages.teacher import versions
 
@@ -96,16 +97,22 @@ def start(
     resume: bool = False,
     weights: Path | None = None,
     warm_start: Path | None = None,
+    cluster: ClusterSettings | None = None,
 ) -> Path:
     """`esnac search`: runs or resumes a whole run; returns its folder.
 
     `warm_start`: the folder of an earlier run whose evaluations the model learns from as well.
+    `cluster`: where to evaluate and to train the finalists; None: one after the other, here.
     """
     where = resolve_device(device)
     if warm_start is not None and resume:
         raise RunError("A run is started warm, not resumed so: leave --warm-start out.")
     earlier = None if warm_start is None else Earlier.of_run(warm_start)
-    with _opened(choices, folders, suffix, resume) as (run, settings):
+    with (
+        _workers(cluster) as workers,
+        _opened(choices, folders, suffix, resume) as (run, settings),
+    ):
+        _check_mode(settings, workers)
         if earlier is not None:
             earlier.save(run.path / EARLIER)
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
@@ -121,16 +128,21 @@ def start(
             recipe_set="teacher" in explicit_settings(choices),
             may_train=not _recorded_teacher(run),
         )
-        _run(run, settings, data, teacher, where)
+        _run(run, settings, data, teacher, where, workers)
         return run.path
 
 
 def finish(
-    path: Path, folders: Folders, *, device: str = "auto", weights: Path | None = None
+    path: Path,
+    folders: Folders,
+    *,
+    device: str = "auto",
+    weights: Path | None = None,
+    cluster: ClusterSettings | None = None,
 ) -> None:
     """`esnac finish`: ends the search where it stands and trains the best students fully."""
     where = resolve_device(device)
-    with Run.open(path, write=True) as run:
+    with _workers(cluster) as workers, Run.open(path, write=True) as run:
         settings = build(RunSettings, run.settings, where=str(path))
         if not any(event.get("state") == "DONE" for event in run.events()):
             raise RunError(
@@ -149,7 +161,7 @@ def finish(
         targets = _targets(teacher, settings, data, where)
         searcher = _searcher(run, teacher, settings, where)
         restore(searcher, run.events())
-        _finish(run, settings, data, teacher, targets, searcher, where)
+        _finish(run, settings, data, teacher, targets, searcher, where, workers)
 
 
 def run_search(
@@ -161,13 +173,15 @@ def run_search(
     name: str | None = None,
     device: str = "auto",
     resume: bool = False,
+    cluster: ClusterSettings | None = None,
 ) -> SearchResult:
     """Compresses a trained module of the user's own.
 
     `model`: any network that `esnac.trace` understands, trained; it is not changed. `data`: a
     `DataSet` (for own tensors: `esnac.data.from_tensors`). `settings`: a `RunSettings`, or nested
     plain settings on top of the "quick" preset, such as `{"search": {"steps": 10}}`. The run is
-    kept in `runs/name`; `resume` goes on with one that was interrupted.
+    kept in `runs/name`; `resume` goes on with one that was interrupted. `cluster`:
+    `ClusterSettings("ray", workers=4)` evaluates on several workers.
     """
     where = resolve_device(device)
     if not isinstance(settings, RunSettings):
@@ -190,11 +204,30 @@ def run_search(
     if not resume:
         _check_goal(trace(model, data.input_shape), settings, where, None)
     teacher = measured_teacher(model, data, where)
-    opened = Run.resume(root, name) if resume else Run.create(root, name, to_plain(settings))
-    with opened as run:
-        _refuse_other(run, to_plain(settings))
-        _run(run, settings, data, teacher, where)
-        return SearchResult(run.path, summarise(run.events(), run.path.name, run.path))
+    with _workers(cluster) as workers:
+        _check_mode(settings, workers)
+        opened = Run.resume(root, name) if resume else Run.create(root, name, to_plain(settings))
+        with opened as run:
+            _refuse_other(run, to_plain(settings))
+            _run(run, settings, data, teacher, where, workers)
+            return SearchResult(run.path, summarise(run.events(), run.path.name, run.path))
+
+
+@contextmanager
+def _workers(settings: ClusterSettings | None) -> Iterator[Cluster | None]:
+    """The cluster that the settings ask for; None for this process alone."""
+    if settings is None or settings.executor == "serial":
+        yield None
+        return
+    with connected(settings) as cluster:
+        yield cluster
+
+
+def _check_mode(settings: RunSettings, cluster: Cluster | None) -> None:
+    """Raises SettingsError for what one process cannot do."""
+    for key, value in (("mode", "asynchronous"), ("early_stopping", "asha")):
+        if cluster is None and getattr(settings.search, key) == value:
+            raise SettingsError(f"search.{key} = {value!r} needs workers: add --executor ray.")
 
 
 @contextmanager
@@ -281,7 +314,12 @@ def _make_searcher(
 
 
 def _run(
-    run: Run, settings: RunSettings, data: DataSet, teacher: Teacher, device: torch.device
+    run: Run,
+    settings: RunSettings,
+    data: DataSet,
+    teacher: Teacher,
+    device: torch.device,
+    cluster: Cluster | None,
 ) -> None:
     """Search and full training, from wherever the journal says the run stands."""
     events = run.events()
@@ -321,9 +359,44 @@ def _run(
                     searcher.f(best[0]) if best else None,
                 )
 
-            feed = StepwiseFeed(searcher, record, progress)
+            _search(searcher, evaluator, settings, cluster, record, progress)
+    _finish(run, settings, data, teacher, targets, searcher, device, cluster)
+
+
+def _search(
+    searcher: Searcher,
+    evaluator: Evaluator,
+    settings: RunSettings,
+    cluster: Cluster | None,
+    record: Recorder,
+    progress: Callable[[Searcher], None],
+) -> None:
+    mode, workers = settings.search.mode, 1 if cluster is None else cluster.workers
+    feed: Feed
+    if mode == "asynchronous" or (mode == "auto" and workers > 1):
+        feed = StreamingFeed(searcher, record, progress, workers=workers)
+    else:
+        feed = StepwiseFeed(searcher, record, progress)
+    try:
+        if cluster is None:
             search_loop(feed, SerialExecutor(evaluator))
-    _finish(run, settings, data, teacher, targets, searcher, device)
+            return
+        from esnac.search.bundle import Bundle
+        from esnac.search.tune import asha, tune_search
+
+        epochs = settings.evaluation.epochs
+        targets = {epoch: evaluator.targets.epoch(epoch) for epoch in range(epochs)}
+        tune_search(
+            searcher,
+            feed,
+            Bundle.of(evaluator, settings.space, targets),
+            cluster,
+            evaluator.folder,
+            scheduler=asha(epochs) if settings.search.early_stopping == "asha" else None,
+            retries=settings.search.retries,
+        )
+    finally:
+        feed.close()
 
 
 def _record_start(run: Run, settings: RunSettings, teacher: Teacher) -> None:
@@ -391,6 +464,7 @@ def _finish(
     targets: TeacherTargets,
     searcher: Searcher,
     device: torch.device,
+    cluster: Cluster | None,
 ) -> None:
     """Full training of the finalists; those that the journal holds already are not repeated."""
     events = run.events()
@@ -401,32 +475,48 @@ def _finish(
     ready = {event["index"] for event in events if event["event"] == "stage"}
     failures: list[str] = []
     stage = FullTraining(settings.finish.training, settings.finish.from_scratch)
+    wanted: dict[int, tuple[Path, Path]] = {}
     for index, number in enumerate(chosen[-1]):
         target = run.finalist_folder(index)
         if index in ready:
             clean(target)
-            continue
-        title = f"finalist {index + 1} of {len(chosen[-1])}"
-        with EpochProgress(title, settings.finish.training.epochs) as progress:
-            context = StageContext(data, targets, device, settings.seed, index, progress.update)
-            try:
-                result = stage.run(run.trial_folder(number), target, context)
-            except TrainingError as error:  # the other finalists may still do well
-                run.append(
-                    "failure", index=index, trial=number, stage=stage.name, reason=str(error)
-                )
-                failures.append(f"finalist {index} (trial {number}): {error}")
-                continue
+        else:
+            wanted[index] = run.trial_folder(number), target
+
+    def report(index: int, result: StageResult | str) -> None:
+        number = chosen[-1][index]
+        if isinstance(result, str):  # the other finalists may still do well
+            run.append("failure", index=index, trial=number, stage=stage.name, reason=result)
+            failures.append(f"finalist {index} (trial {number}): {result}")
+            return
         ratio = compression(result.params, searcher.teacher_cost.params)
         row = result.to_plain() | {
-            "path": target.relative_to(run.path).as_posix(),
+            "path": result.path.relative_to(run.path).as_posix(),
             "index": index,
             "trial": number,
             "ratio": ratio,
             "f": reward(ratio, result.accuracy, teacher.accuracy),
         }
         run.append("stage", **row)
-        clean(target)
+        clean(result.path)
+
+    if cluster is None:
+        for index, (source, target) in wanted.items():
+            title = f"finalist {index + 1} of {len(chosen[-1])}"
+            with EpochProgress(title, settings.finish.training.epochs) as progress:
+                context = StageContext(data, targets, device, settings.seed, index, progress.update)
+                try:
+                    report(index, stage.run(source, target, context))
+                except TrainingError as error:
+                    report(index, str(error))
+    else:
+        from esnac.stages.remote import Workshop, run_stages
+
+        precision = settings.evaluation.precision
+        workshop = Workshop.of(
+            data, teacher.graph, teacher.weights, targets, precision, settings.seed
+        )
+        run_stages(stage, wanted, workshop, cluster, report, retries=settings.search.retries)
     if failures:
         raise TrainingError(f"{run.path}: full training failed for {'; '.join(failures)}")
     if not any(event["event"] == "end" for event in events):

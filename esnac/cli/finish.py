@@ -26,6 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="the weights that the search was given with --teacher, if it was",
     )
     options.add_machine(parser)
+    options.add_cluster(parser)
     options.add_folders(parser, "runs", "teachers", "data")
     return parser
 
@@ -38,5 +39,11 @@ def run(args: argparse.Namespace) -> int:
     options.set_threads(args)
     folders = options.folders(args)
     path = find_run(folders.runs, args.name)
-    api.finish(path, folders, device=args.device, weights=args.teacher)
+    api.finish(
+        path,
+        folders,
+        device=args.device,
+        weights=args.teacher,
+        cluster=options.cluster(args),
+    )
     return stat.show_runs([path])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esnac.cluster import ClusterSettings
     from esnac.preparation import Choices, Folders
 
 _FOLDERS = {
@@ -72,6 +73,53 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processor threads for PyTorch (default: its own choice)",
     )
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """--executor and what belongs to it."""
+    group = parser.add_argument_group("parallel work")
+    group.add_argument(
+        "--executor",
+        choices=("serial", "ray"),
+        help="serial: one evaluation after the other, here; ray: several at a time, on this "
+        "machine or a Ray cluster (default: serial, with --workers or --address: ray)",
+    )
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="evaluations at a time (default: as many as there is room for)",
+    )
+    group.add_argument(
+        "--address",
+        metavar="WHERE",
+        help="a running cluster to join: auto, HOST:PORT or ray://HOST:PORT (default: one of its "
+        "own on this machine, for the time of the run)",
+    )
+    group.add_argument(
+        "--cpus-per-worker",
+        type=float,
+        metavar="X",
+        help="processor cores of one worker (default: 1)",
+    )
+    group.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        metavar="X",
+        help="GPUs of one worker, a fraction to share one: 0.25 (default: 0)",
+    )
+
+
+def cluster(args: argparse.Namespace) -> ClusterSettings:
+    """Where the arguments want the work done."""
+    from esnac.cluster import ClusterSettings
+
+    names = ("workers", "address", "cpus_per_worker", "gpus_per_worker")
+    given: dict[str, Any] = {
+        name: getattr(args, name) for name in names if getattr(args, name) is not None
+    }
+    parallel = "workers" in given or "address" in given
+    return ClusterSettings(executor=args.executor or ("ray" if parallel else "serial"), **given)
 
 
 def folders(args: argparse.Namespace) -> Folders:

@@ -50,6 +50,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     _add_goal(parser)
     options.add_settings(parser, "search.steps=5")
     options.add_machine(parser)
+    options.add_cluster(parser)
     options.add_folders(parser, "runs", "teachers", "search-spaces", "data")
     return parser
 
@@ -121,5 +122,6 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         weights=args.teacher,
         warm_start=earlier,
+        cluster=options.cluster(args),
     )
     return stat.show_runs([path])

@@ -22,6 +22,8 @@ ARCHITECTURE = "architecture.json"
 WEIGHTS = "weights.safetensors"
 #: Key of the weights file's metadata under which the network's `Preparation` lies as JSON.
 PREPARATION = "preparation"
+#: What a student is made of.
+FILES = (ARCHITECTURE, WEIGHTS)
 
 
 def save(folder: str | Path, network: StudentNetwork) -> None:

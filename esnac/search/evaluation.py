@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from esnac.data import DataSet
 from esnac.distillation.losses import make_loss
-from esnac.distillation.targets import TeacherTargets
 from esnac.graphs import student as students
 from esnac.graphs.inherit import Selection, inherit
 from esnac.graphs.network import Preparation, StudentNetwork
 from esnac.graphs.space import Space
 from esnac.runtime import derive_seed
 from esnac.search.trial import Outcome, Trial
-from esnac.training import TrainingSettings, accuracy, fit
+from esnac.training import Targets, Training, TrainingSettings, accuracy
 
 #: Errors after which a GPU is of no use to this process; they are no fault of the student.
 BROKEN_DEVICE: tuple[type[BaseException], ...] = tuple(
     error for error in [getattr(torch, "AcceleratorError", None)] if error is not None
 )
+
+
+class SeededTargets(Targets, Protocol):
+    """The teacher's logits by epoch, under the augmentation of `seed`."""
+
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -38,38 +45,20 @@ class Evaluator:
     space: Space
     weights: Mapping[str, Tensor]
     data: DataSet
-    targets: TeacherTargets
+    targets: SeededTargets
     training: TrainingSettings
     selection: Selection
     seed: int
     device: torch.device
     folder: Callable[[int], Path]
 
-    def __call__(self, trial: Trial) -> Outcome:
-        """The validation accuracy of the saved student, or why its training failed.
-
-        Faults of the disk or the device are raised: they would fail every later trial as well.
-        """
-        start = time.perf_counter()
-        try:
-            network = self._train(trial)
-        except BROKEN_DEVICE:
-            raise
-        except Exception as error:  # one bad student must not end the search
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Outcome(reason=reason, seconds=time.perf_counter() - start)
-        folder = self.folder(trial.number)
-        students.save(folder, network)
-        saved = students.load(folder).to(self.device)
-        found = accuracy(saved, self.data.validation, self.data)
-        return Outcome(accuracy=found, seconds=time.perf_counter() - start)
-
-    def _train(self, trial: Trial) -> StudentNetwork:
+    def training_of(self, trial: Trial) -> tuple[Training, StudentNetwork]:
+        """The training that evaluates a trial, and the student it trains."""
         graph = self.space.apply(trial.moves)
         state = inherit(self.space, graph, trial.moves, self.weights, self.selection)
         network = StudentNetwork(graph, state).to(self.device)
         network.preparation = preparation(self.data)
-        fit(
+        training = Training(
             network,
             self.data,
             self.training,
@@ -79,7 +68,61 @@ class Evaluator:
             targets=self.targets,
             device=self.device,
         )
-        return network
+        return training, network
+
+    def __call__(self, trial: Trial) -> Outcome:
+        """The validation accuracy of the saved student, or why its training failed.
+
+        Faults of the disk or the device are raised: they would fail every later trial as well.
+        """
+        evaluation = Evaluation(self, trial)
+        while (outcome := evaluation.advance()) is None:
+            pass
+        return outcome
+
+
+class Evaluation:
+    """One trial's evaluation, epoch by epoch."""
+
+    def __init__(self, evaluator: Evaluator, trial: Trial) -> None:
+        self._evaluator = evaluator
+        self._trial = trial
+        self._training: Training | None = None
+        #: Seconds and epochs so far, and the validation accuracy after the last of them.
+        self.seconds = 0.0
+        self.epochs = 0
+        self.accuracy = 0.0
+
+    def advance(self) -> Outcome | None:
+        """Trains one more epoch; the outcome once all are done or one has failed."""
+        start = time.perf_counter()
+        outcome = self._advance()
+        self.seconds += time.perf_counter() - start
+        return None if outcome is None else replace(outcome, seconds=self.seconds)
+
+    def _advance(self) -> Outcome | None:
+        try:
+            if self._training is None:
+                self._training, self._network = self._evaluator.training_of(self._trial)
+                self._records = self._training.epochs()
+            record = next(self._records, None)
+            if record is not None:
+                self.epochs, self.accuracy = record.epoch + 1, record.accuracy
+            if self.epochs < self._evaluator.training.epochs:
+                return None
+            self._training.finish()
+        except BROKEN_DEVICE:
+            raise
+        except Exception as error:  # one bad student must not end the search
+            return Outcome(reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        return self._measured()
+
+    def _measured(self) -> Outcome:
+        evaluator = self._evaluator
+        folder = evaluator.folder(self._trial.number)
+        students.save(folder, self._network)
+        saved = students.load(folder).to(evaluator.device)
+        return Outcome(accuracy=accuracy(saved, evaluator.data.validation, evaluator.data))
 
 
 def preparation(data: DataSet) -> Preparation:

@@ -17,7 +17,7 @@ def preset(name: str, train_images: int) -> dict[str, Any]:
     the training split, for a first look in minutes.
     """
     if name == "paper":
-        return {"search": {"engine": "paper"}}
+        return {"search": {"engine": "paper", "mode": "synchronous"}}
     if name == "full":
         return {}
     if name == "quick":

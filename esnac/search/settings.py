@@ -63,14 +63,21 @@ class SearchSettings:
     rounds: int = 5
     #: Candidates from which the batch is chosen.
     shortlist: int = 200
+    #: "synchronous": a step is proposed when the one before it has ended; "asynchronous": a free
+    #: worker gets a student at once; "auto": the latter where there is more than one worker.
+    mode: Literal["auto", "synchronous", "asynchronous"] = "auto"
+    #: "asha": evaluations that do badly end early (Li et al. 2020); on a cluster only.
+    early_stopping: Literal["none", "asha"] = "none"
+    #: How often an evaluation is tried again whose worker was lost.
+    retries: int = 2
     #: Students alive and contestants of a tournament ("evolution").
     population: int = 40
     tournament: int = 10
 
     def __post_init__(self) -> None:
-        least = {"pool": 4, "rounds": 0}
+        least = {"pool": 4, "rounds": 0, "retries": 0}
         for name in (*("steps", "batch", "pool", "considered", "parents", "rounds"),
-                     *("shortlist", "population", "tournament")):  # fmt: skip
+                     *("shortlist", "population", "tournament", "retries")):  # fmt: skip
             value, bound = getattr(self, name), least.get(name, 1)
             require(value >= bound, f"search.{name}", f"at least {bound}", value)
         rising = 0 <= self.spread[0] < self.spread[1] <= 1

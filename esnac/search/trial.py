@@ -63,11 +63,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation found: the validation accuracy (fraction), or why it failed."""
+    """What an evaluation found: the validation accuracy (fraction), or why it failed.
+
+    `stopped_after` counts the epochs of one that was given up early; it left no student.
+    """
 
     accuracy: float | None = None
     reason: str | None = None
     seconds: float = 0.0
+    stopped_after: int | None = None
 
     def __post_init__(self) -> None:
         if (self.accuracy is None) == (self.reason is None):

@@ -49,6 +49,7 @@ class Stage(Protocol):
     change nothing raises an error that says so.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult: ...
