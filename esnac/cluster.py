@@ -49,7 +49,8 @@ class ClusterSettings:
                 raise SettingsError(f"{flag} is not negative; got {getattr(self, name)}.")
         if self.cpus_per_worker == self.gpus_per_worker == 0:
             raise SettingsError("A worker needs a processor or a GPU: --cpus-per-worker is 0.")
-        if self.executor == "serial" and self != ClusterSettings():
+        asked = self.workers, self.address, self.cpus_per_worker, self.gpus_per_worker
+        if self.executor == "serial" and asked != (None, None, 1.0, 0.0):
             raise SettingsError(
                 "--workers, --address and resources of workers belong to --executor ray."
             )
