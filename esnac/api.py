@@ -144,6 +144,7 @@ def finish(
     where = resolve_device(device)
     with _workers(cluster) as workers, Run.open(path, write=True) as run:
         settings = build(RunSettings, run.settings, where=str(path))
+        _check_finish(settings, workers)
         if not any(event.get("state") == "DONE" for event in run.events()):
             raise RunError(
                 f"{path} has no finished evaluation yet. Resume its search first: --resume."
@@ -228,6 +229,18 @@ def _check_mode(settings: RunSettings, cluster: Cluster | None) -> None:
     for key, value in (("mode", "asynchronous"), ("early_stopping", "asha")):
         if cluster is None and getattr(settings.search, key) == value:
             raise SettingsError(f"search.{key} = {value!r} needs workers: add --executor ray.")
+    _check_finish(settings, cluster)
+
+
+def _check_finish(settings: RunSettings, cluster: Cluster | None) -> None:
+    workers = settings.finish.workers
+    if cluster is None and workers > 1:
+        raise SettingsError(f"finish.workers = {workers} needs workers: add --executor ray.")
+    if cluster is not None and workers > cluster.workers:
+        raise SettingsError(
+            f"finish.workers = {workers}, but the cluster has {cluster.workers} at a time. Set "
+            "fewer, or raise --workers."
+        )
 
 
 @contextmanager
@@ -410,6 +423,7 @@ def _record_start(run: Run, settings: RunSettings, teacher: Teacher) -> None:
             "seed": settings.seed,
             "engine": settings.search.engine,
             "objective": settings.objective.kind,
+            "epochs": settings.evaluation.epochs,
             "versions": versions(),
         },
         {
@@ -516,7 +530,15 @@ def _finish(
         workshop = Workshop.of(
             data, teacher.graph, teacher.weights, targets, precision, settings.seed
         )
-        run_stages(stage, wanted, workshop, cluster, report, retries=settings.search.retries)
+        run_stages(
+            stage,
+            wanted,
+            workshop,
+            cluster,
+            report,
+            retries=settings.search.retries,
+            together=settings.finish.workers,
+        )
     if failures:
         raise TrainingError(f"{run.path}: full training failed for {'; '.join(failures)}")
     if not any(event["event"] == "end" for event in events):

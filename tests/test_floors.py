@@ -14,8 +14,9 @@ import pytest
 
 #: From the ground up. A room is a folder or a file of the package.
 FLOORS = (
-    {"errors", "settings", "files", "runtime", "paths", "objective"},
-    {"data", "networks", "graphs", "search_spaces", "teachers", "runs", "journal", "executors"},
+    {"errors", "settings", "files", "runtime", "group", "paths", "objective"},
+    {"data", "networks", "graphs", "search_spaces", "teachers", "runs", "journal"}
+    | {"executors", "cluster"},
     {"training", "surrogate", "distillation", "deployment"},
     {"search", "stages", "report"},
     {"preparation", "api"},

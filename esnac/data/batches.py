@@ -9,6 +9,7 @@ from torch import Tensor
 
 from esnac.data import augment
 from esnac.data.sets import DataSet, ImageSet
+from esnac.group import ALONE, Group
 
 
 def training_batches(
@@ -20,12 +21,16 @@ def training_batches(
     epoch: int,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
+    group: Group = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(inputs B x C x H x W, labels B, indices B into `data.train`), each image once.
 
     `order_generator` (CPU) shuffles; None keeps the order of the set. `augmentation_seed` None
     leaves the images as they are. The last batch may be smaller, but a single image joins the
     batch before: batch norm cannot train on one.
+
+    A rank of a `group` gets its rows of each batch; where they are fewer than two, the others'
+    rows follow after its own. `batch_sizes` tells how many rows all ranks have together.
     """
     train = data.train
     n, device = len(train), train.images.device
@@ -34,7 +39,8 @@ def training_batches(
         plan = augment.plan(n, augmentation_seed, epoch, data.padding, data.flip).to(device)
     shuffled = None if order_generator is None else torch.randperm(n, generator=order_generator)
     order = (torch.arange(n) if shuffled is None else shuffled).to(device)
-    for indices in _batches(order, batch_size):
+    for batch in order.split(batch_sizes(n, batch_size)):
+        indices = _share(batch, group)
         images = train.images.index_select(0, indices)  # 20 times faster than images[indices]
         if plan is not None:
             images = augment.apply(images, plan.rows(indices))
@@ -57,8 +63,18 @@ def evaluation_batches(
         yield augment.normalise(part, data.mean, data.std, dtype, memory_format), labels
 
 
-def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+def batch_sizes(count: int, batch_size: int) -> list[int]:
+    """Rows of each batch of `training_batches` over `count` images, of all ranks together."""
+    full, left = divmod(count, batch_size)
+    sizes = [batch_size] * full + [left] * (left > 0)
+    if len(sizes) > 1 and left == 1:
+        sizes[-2:] = [sum(sizes[-2:])]
+    return sizes
+
+
+def _share(batch: Tensor, group: Group) -> Tensor:
+    rows = group.rows(len(batch))
+    own = batch[rows]
+    if len(own) >= 2:
+        return own
+    return torch.cat([own, batch[: rows.start], batch[rows.stop :]])

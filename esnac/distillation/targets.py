@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
-from esnac.data.batches import training_batches
+from esnac.data.batches import batch_sizes, training_batches
 from esnac.data.sets import DataSet
+from esnac.group import ALONE, Group
 from esnac.runtime import WantedPrecision, evaluating, mean_width, resolve_precision
 
 #: Where fewer epochs than this would fit in memory as float32, they are stored as float16.
@@ -20,7 +19,8 @@ class TeacherTargets:
 
     `teacher` and `data` lie on `device`; the teacher is not changed, and must not be while this
     is in use. Epochs are stored on the device until `max_bytes` are taken; later ones are computed
-    each time. Numerics follow `resolve_precision(precision)`.
+    each time. Numerics follow `resolve_precision(precision)`. The ranks of a `group` share the
+    work; all of them ask for the same epochs in the same order.
     """
 
     def __init__(
@@ -32,8 +32,10 @@ class TeacherTargets:
         precision: WantedPrecision = "auto",
         max_bytes: int = 2**31,
         batch_size: int = 500,
+        group: Group = ALONE,
     ) -> None:
         self.seed = seed
+        self._group = group
         self._teacher, self._data, self._device = teacher, data, device
         self._max_bytes, self._batch_size = max_bytes, batch_size
         width = mean_width(teacher, data.input_shape, device) if precision == "auto" else 0.0
@@ -45,7 +47,7 @@ class TeacherTargets:
         if not (self._data.padding or self._data.flip):
             epoch = 0  # nothing is augmented: all epochs are the same
         if epoch not in self._stored:
-            logits = self._compact(self._run(self._augmented(epoch), len(self._data.train)))
+            logits = self._compact(self._run(epoch))
             if self.stored_bytes + _bytes(logits) > self._max_bytes:
                 return logits
             self._stored[epoch] = logits
@@ -55,7 +57,9 @@ class TeacherTargets:
     def stored_bytes(self) -> int:
         return sum(map(_bytes, self._stored.values()))
 
-    def _augmented(self, epoch: int) -> Iterable[Tensor]:
+    @torch.no_grad()
+    def _run(self, epoch: int) -> Tensor:
+        count = len(self._data.train)
         batches = training_batches(
             self._data,
             self._batch_size,
@@ -63,18 +67,18 @@ class TeacherTargets:
             augmentation_seed=self.seed,
             epoch=epoch,
             memory_format=self._numerics.memory_format,
+            group=self._group,
         )
-        return (inputs for inputs, _, _ in batches)
-
-    @torch.no_grad()
-    def _run(self, batches: Iterable[Tensor], count: int) -> Tensor:
-        logits = torch.empty(count, self._data.num_classes, device=self._device)
+        sizes = batch_sizes(count, self._batch_size)
+        logits = torch.zeros(count, self._data.num_classes, device=self._device)
         done = 0
         with evaluating(self._teacher), self._numerics.autocast(self._device):
-            for inputs in batches:
-                logits[done : done + len(inputs)] = self._teacher(inputs)
-                done += len(inputs)
-        return logits
+            for size, (inputs, _, _) in zip(sizes, batches, strict=True):
+                rows = self._group.rows(size)
+                own = logits[done + rows.start : done + rows.stop]
+                own.copy_(self._teacher(inputs)[: len(own)])
+                done += size
+        return self._group.sum(logits)
 
     def _compact(self, logits: Tensor) -> Tensor:
         return logits.half() if FEW_EPOCHS * _bytes(logits) > self._max_bytes else logits

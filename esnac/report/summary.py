@@ -63,6 +63,15 @@ class Trial:
     f: float | None = None
     seconds: float | None = None
     reason: str | None = None
+    stopped_after: int | None = None
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """Epochs that the evaluations took, and that they would have taken without early stopping."""
+
+    spent: int
+    planned: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """`evaluations` counts the trials that are DONE; `best_f` is the largest f among them."""
+    """`evaluations` counts the trials that are DONE; `best_f` is the largest f among them.
+
+    `epochs` is None in a run without results; `front` has the trials that no other dominates,
+    after the last step of a pareto search.
+    """
 
     run: str
     network: str | None
@@ -88,16 +101,19 @@ class RunSummary:
     teacher: TeacherFigures
     evaluations: int
     best_f: float | None
+    epochs: EpochFigures | None
     surrogate: SurrogateFigures
     finalists: list[Finalist]
     trials: list[Trial]
     ended: bool
     failures: list[Failure] = field(default_factory=list)
+    front: frozenset[int] = frozenset()
 
     def to_plain(self) -> dict[str, Any]:
-        """The object of `stat --format json`: all but `trials`, `ended` and `failures`."""
+        """The object of `stat --format json`: all but trials, their front, the end and failures."""
         plain = asdict(self)
-        del plain["trials"], plain["ended"], plain["failures"]
+        for key in ("trials", "front", "ended", "failures"):
+            del plain[key]
         return plain
 
     def count(self, state: str) -> int:
@@ -105,9 +121,16 @@ class RunSummary:
         return sum(trial.state == state for trial in self.trials)
 
     def best_trials(self) -> list[Trial]:
-        """Trials that are DONE, best f first."""
-        done = [trial for trial in self.trials if trial.state == "DONE" and trial.f is not None]
-        return sorted(done, key=lambda trial: (-(trial.f or 0.0), trial.trial))
+        """Trials whose evaluation went to its end, the best first.
+
+        By accuracy in a search for accuracy, else by f; those of the front of a pareto search lead.
+        """
+        done = [trial for trial in self.trials if trial.f is not None and not trial.stopped_after]
+        name = "accuracy" if self.objective == "accuracy" else "f"
+        return sorted(
+            done,
+            key=lambda trial: (trial.trial not in self.front, -getattr(trial, name), trial.trial),
+        )
 
     def best_finalist(self) -> Finalist | None:
         """The finalist that is best on the validation split: test data never choose.
@@ -149,12 +172,22 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
         teacher=teacher,
         evaluations=sum(trial.state == "DONE" for trial in trials),
         best_f=max(results, default=None),
+        epochs=_epochs(trials, header.get("epochs")),
         surrogate=surrogate_figures(merged),
         finalists=_finalists(events, {t.trial: t for t in trials}, teacher, folder),
         trials=trials,
         ended=bool(events) and events[-1]["event"] == "end",
         failures=_failures(events),
+        front=frozenset(next((e["trials"] for e in reversed(events) if e["event"] == "front"), ())),
     )
+
+
+def _epochs(trials: list[Trial], planned: int | None) -> EpochFigures | None:
+    done = [trial for trial in trials if trial.state == "DONE"]
+    if not done or planned is None:
+        return None
+    spent = sum(trial.stopped_after or planned for trial in done)
+    return EpochFigures(spent, planned * len(done))
 
 
 def _against(params: int | None, teacher: TeacherFigures) -> tuple[float | None, float | None]:
@@ -182,7 +215,7 @@ def _trials(merged: list[Event], teacher: TeacherFigures) -> list[Trial]:
     rows = []
     for row in merged:
         ratio, times = _against(row.get("params"), teacher)
-        keys = ("step", "params", "macs", "accuracy", "f", "seconds", "reason")
+        keys = ("step", "params", "macs", "accuracy", "f", "seconds", "reason", "stopped_after")
         values = {key: row.get(key) for key in keys}
         rows.append(
             Trial(row["trial"], row["state"], ratio=row.get("ratio", ratio), times=times, **values)

@@ -31,7 +31,7 @@ CSV_HEADER: tuple[str, ...] = (
     "teacher_accuracy",
     "teacher_params",
 )
-CSV_HEADER += ("teacher_macs", "evaluations", "best_f")
+CSV_HEADER += ("teacher_macs", "evaluations", "best_f", "epochs_spent", "epochs_planned")
 CSV_HEADER += ("surrogate_trials", "surrogate_rank_correlation", "surrogate_coverage")
 CSV_HEADER += ("surrogate_hit_rate", "index", "trial", "params", "macs", "ratio")
 CSV_HEADER += ("times", "accuracy_search", "accuracy", "f_search", "f", "path")
@@ -65,8 +65,8 @@ def to_csv(summaries: Sequence[RunSummary]) -> str:
     for summary in summaries:
         plain = summary.to_plain()
         finalists = plain.pop("finalists")
-        for group in ("teacher", "surrogate"):
-            plain |= {f"{group}_{key}": value for key, value in plain.pop(group).items()}
+        for group in ("teacher", "surrogate", "epochs"):
+            plain |= {f"{group}_{key}": value for key, value in (plain.pop(group) or {}).items()}
         for finalist in finalists or [{}]:
             writer.writerow(plain | finalist)
     return buffer.getvalue().rstrip("\n")
@@ -172,6 +172,10 @@ def status(summary: RunSummary) -> str:
     trials += [f"{failed} failed"] if failed else []
     trials += [f"{pending} pending"] if pending else []
     trials += [f"best f in search {fraction(summary.best_f)}"] if summary.best_f is not None else []
+    epochs = summary.epochs
+    if epochs is not None and epochs.spent < epochs.planned:
+        saved = 1 - epochs.spent / epochs.planned
+        trials += [f"{epochs.spent} epochs ({100 * saved:.0f} % saved by early stopping)"]
     teacher = (
         f"teacher {percent(figures.accuracy)}, {count(figures.params)} parameters, "
         f"{macs(figures.macs)} MACs"

@@ -41,12 +41,14 @@ class Bundle:
         cls, evaluator: Evaluator, space: SpaceSettings, targets: Mapping[int, Tensor]
     ) -> Bundle:
         """`targets`: those of all epochs that an evaluation takes."""
+        # Without augmentation they are one tensor, which is to travel once.
+        logits = {id(tensor): to_array(tensor) for tensor in targets.values()}
         return cls(
             graph=evaluator.space.graph.to_json(),
             space=to_plain(space),
             weights={name: to_array(tensor) for name, tensor in evaluator.weights.items()},
             data=pack(evaluator.data),
-            targets={epoch: to_array(logits) for epoch, logits in targets.items()},
+            targets={epoch: logits[id(tensor)] for epoch, tensor in targets.items()},
             targets_seed=evaluator.targets.seed,
             training=to_plain(evaluator.training),
             seed=evaluator.seed,

@@ -184,7 +184,7 @@ class StreamingFeed(_Base):
     def next(self) -> Trial | None:
         self._poll()
         missing = self._missing()
-        if self._asking is None and missing and len(self._ready) < self._batch:
+        if self._asking is None and missing and len(self._ready) <= self._batch:
             # At first for all workers, then as many as become free while one batch is proposed.
             wanted = self._batch if self._searcher.trials else self._batch + self._workers
             self._record_front()
@@ -244,7 +244,9 @@ def finished(searcher: Searcher, trial: Trial) -> dict[str, Any]:
         row["reason"] = outcome.reason
     else:
         row |= {"accuracy": outcome.accuracy, "params": trial.params, "macs": trial.macs}
-        row |= {"ratio": trial.ratio, "f": searcher.f(trial)}
+        row |= {"ratio": trial.ratio, "f": searcher.f(trial)} | searcher.measures(trial)
+    if outcome.stopped_after is not None:
+        row["stopped_after"] = outcome.stopped_after
     return row | {"seconds": outcome.seconds}
 
 
@@ -255,5 +257,7 @@ def restore(searcher: Searcher, events: Sequence[dict[str, Any]]) -> None:
         if row["event"] == "trial" and row["state"] == "PROPOSED":
             searcher.restore(Trial.from_plain(row))
         elif row["event"] == "trial":
-            outcome = Outcome(row.get("accuracy"), row.get("reason"), row["seconds"])
+            outcome = Outcome(
+                row.get("accuracy"), row.get("reason"), row["seconds"], row.get("stopped_after")
+            )
             searcher.tell(searcher.trials[row["trial"]], outcome)

@@ -71,6 +71,11 @@ class Objective:
         """What a pareto search weighs against the accuracy."""
         return tuple(name for name in self.settings.measures if name != "accuracy")
 
+    @property
+    def further_measures(self) -> tuple[str, ...]:
+        """What this search needs beside parameters and MACs."""
+        return tuple(name for name in self._names if name in ("bytes", "latency"))
+
     def measured(self, candidates: Candidates) -> dict[str, np.ndarray]:
         """The measures that this search needs, by name (N each); latency in milliseconds."""
         params, macs = candidate_costs(self.space, candidates)

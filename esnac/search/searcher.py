@@ -179,9 +179,9 @@ class Searcher:
         """The k best trials, best first; of equal ones the earlier.
 
         By what the search maximises; in a pareto search those of the front that together dominate
-        most.
+        most. Trials that were stopped early left no student and do not count.
         """
-        done = [trial for trial in self.trials if self.f(trial) is not None]
+        done = self._whole()
         if not done:
             return []
         candidates, accuracy = self._results(done)
@@ -193,12 +193,19 @@ class Searcher:
 
     def front(self) -> tuple[list[Trial], float]:
         """Trials that no other dominates, and their hypervolume (pareto searches)."""
-        done = [trial for trial in self.trials if self.f(trial) is not None]
+        done = self._whole()
         if not done:
             return [], 0.0
         gains = self.objective.gains(*self._results(done))
         rows = np.flatnonzero(dominators(gains) == 0)
         return [done[row] for row in rows], hypervolume(gains)
+
+    def measures(self, trial: Trial) -> dict[str, float]:
+        """What the search knows of a trial beside its parameters and MACs: bytes, latency in ms."""
+        if not self.objective.further_measures:
+            return {}
+        found = self.objective.measured(self.space.candidates([trial.moves]))
+        return {name: float(found[name][0]) for name in self.objective.further_measures}
 
     def student(self, trial: Trial | Moves) -> ArchGraph:
         """The architecture of a trial."""
@@ -212,6 +219,11 @@ class Searcher:
             return StudentNetwork(graph)
         selection = self.space_settings.inherit
         return StudentNetwork(graph, inherit(self.space, graph, moves, self._weights, selection))
+
+    def _whole(self) -> list[Trial]:
+        """Trials whose evaluation went to its end."""
+        done = [trial for trial in self.trials if self.f(trial) is not None]
+        return [t for t in done if self.outcomes[t.number].stopped_after is None]
 
     def _add(self, trial: Trial, key: bytes) -> None:
         self.trials.append(trial)

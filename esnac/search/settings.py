@@ -93,6 +93,9 @@ class FinishSettings:
     finalists: int = 4
     #: Start from fresh weights instead of those found by the search.
     from_scratch: bool = False
+    #: Workers of a cluster, each with its device, that train one finalist together: each takes its
+    #: part of every batch, so batch size and schedule stay what they are.
+    workers: int = 1
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
             epochs=300,
@@ -106,6 +109,7 @@ class FinishSettings:
 
     def __post_init__(self) -> None:
         require(self.finalists >= 1, "finish.finalists", "at least 1", self.finalists)
+        require(self.workers >= 1, "finish.workers", "at least 1", self.workers)
 
 
 @dataclass(frozen=True)

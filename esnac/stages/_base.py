@@ -11,12 +11,17 @@ import torch
 
 from esnac.data import DataSet
 from esnac.distillation.targets import TeacherTargets
+from esnac.group import ALONE, Group
 from esnac.training import EpochRecord
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage may use. `data` lies on `device`; `index` numbers the finalist."""
+    """What a stage may use. `data` lies on `device`; `index` numbers the finalist.
+
+    With a `group` of several ranks each of them runs the stage; rank 0 alone writes to the target,
+    and all get the same result.
+    """
 
     data: DataSet
     targets: TeacherTargets
@@ -24,6 +29,7 @@ class StageContext:
     seed: int
     index: int
     on_epoch: Callable[[EpochRecord], None] | None = None
+    group: Group = ALONE
 
 
 @dataclass(frozen=True)

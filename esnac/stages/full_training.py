@@ -53,7 +53,13 @@ class FullTraining:
             device=context.device,
             checkpoint=target / CHECKPOINT,
             on_epoch=context.on_epoch,
+            group=context.group,
         )
+        return context.group.from_first(lambda: self._keep(student, target, context, start))
+
+    def _keep(
+        self, student: StudentNetwork, target: Path, context: StageContext, start: float
+    ) -> StageResult:
         students.save(target, student)
         return measure(self.name, target, context, start)
 

@@ -1,5 +1,7 @@
 """Final stages on the workers of a Ray cluster: each finalist is a task of its own.
 
+Where several workers train one finalist, the task starts them and waits.
+
 Needs the extra `ray`.
 """
 
@@ -26,11 +28,15 @@ from esnac.errors import EsnacError
 from esnac.graphs import student as students
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.network import StudentNetwork
+from esnac.group import ALONE, Group
 from esnac.runtime import WantedPrecision
 from esnac.stages._base import Stage, StageContext, StageResult
 
 #: A finalist's index, and what became of it.
 Report = tuple[int, "StageResult | str"]
+
+#: Files of a student, as they travel.
+Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,45 @@ class Workshop:
         arrays = {name: to_array(tensor) for name, tensor in weights.items()}
         return cls(pack(data), graph.to_json(), arrays, targets.seed, precision, seed)
 
-    def context(self, device: torch.device, index: int) -> StageContext:
+    def context(self, device: torch.device, index: int, group: Group = ALONE) -> StageContext:
         weights = {name: to_tensor(array) for name, array in self.weights.items()}
         teacher = StudentNetwork(ArchGraph.from_json(self.graph), weights).eval().to(device)
         data = unpack(self.data).to(device)
-        targets = TeacherTargets(teacher, data, self.targets_seed, device, self.precision)
-        return StageContext(data, targets, device, self.seed, index)
+        targets = TeacherTargets(
+            teacher, data, self.targets_seed, device, self.precision, group=group
+        )
+        return StageContext(data, targets, device, self.seed, index, group=group)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finalist's student, and where its result goes; `mark` is a file in the run's folder."""
+
+    stage: Stage
+    source: Files
+    target: Path
+    mark: Path
+    index: int
+
+    def run(
+        self, workshop: Workshop, device: torch.device, group: Group
+    ) -> tuple[StageResult, Files | None]:
+        """On a worker: the result, and the student's files unless they lie in `target` already.
+
+        In a group that is what rank 0 has.
+        """
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        folder = Path(tempfile.mkdtemp(prefix="esnac-"))
+        try:
+            for name, content in self.source.items():
+                (folder / name).write_bytes(content)
+            here = self.mark.exists()
+            place = self.target if here else folder / "result"
+            result = self.stage.run(folder, place, workshop.context(device, self.index, group))
+            return result, None if here or group.rank else _read(place)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_stages(
@@ -73,8 +112,11 @@ def run_stages(
     report: Callable[[int, StageResult | str], None],
     *,
     retries: int = 2,
+    together: int = 1,
 ) -> None:
     """Runs `stage` on each finalist (index: source and target folder) and reports as they end.
+
+    `together` workers share the work on one finalist.
 
     A report is the result, or in one line why there is none. A task whose worker is lost is tried
     again up to `retries` times. Workers that see the run's folder keep their checkpoints there, so
@@ -86,19 +128,21 @@ def run_stages(
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
     shared = ray.put(workshop)
-    work = ray.remote(_work).options(
-        num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=retries
-    )
+    if together == 1:
+        cpus, gpus, at_once = cluster.cpus, cluster.gpus, cluster.workers
+    else:
+        cpus, gpus, at_once = 0.0, 0.0, max(1, cluster.workers // together)
+    work = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries)
     waiting = list(finalists)
     running: dict[Any, int] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < cluster.workers:
+            while waiting and len(running) < at_once:
                 index = waiting.pop(0)
                 source, target = finalists[index]
                 files = _read(source)
-                task = work.remote(stage, files, target, mark, shared, cluster.device, index)
-                running[task] = index
+                job = Job(stage, files, target, mark, index)
+                running[work.remote(job, [shared], cluster, together, retries)] = index
             (task,), _ = ray.wait(list(running))
             index = running.pop(task)
             report(index, _outcome(task, finalists[index][1]))
@@ -122,29 +166,20 @@ def _outcome(task: Any, target: Path) -> StageResult | str:
     return replace(result, path=target)
 
 
-def _work(
-    stage: Stage,
-    source: Mapping[str, bytes],
-    target: Path,
-    mark: Path,
-    workshop: Workshop,
-    device: str,
-    index: int,
-) -> tuple[StageResult, dict[str, bytes] | None]:
-    """On a worker: the result, and the student's files unless they lie in `target` already."""
-    if device == "cpu":
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    folder = Path(tempfile.mkdtemp(prefix="esnac-"))
-    try:
-        for name, content in source.items():
-            (folder / name).write_bytes(content)
-        here = mark.exists()
-        place = target if here else folder / "result"
-        result = stage.run(folder, place, workshop.context(torch.device(device), index))
-        return result, None if here else _read(place)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _task(
+    job: Job, shared: list[Any], cluster: Cluster, together: int, retries: int
+) -> tuple[StageResult, Files | None]:
+    """`shared` holds the reference of the workshop: whoever works fetches it."""
+
+    def work(group: Group, device: torch.device) -> tuple[StageResult, Files | None]:
+        return job.run(ray.get(shared[0]), device, group)
+
+    if together == 1:
+        return work(ALONE, torch.device(cluster.device))
+    from esnac.stages.distributed import together as run_together
+
+    return run_together(work, together, cluster, retries=retries)
 
 
-def _read(folder: Path) -> dict[str, bytes]:
+def _read(folder: Path) -> Files:
     return {name: (folder / name).read_bytes() for name in students.FILES}

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from esnac.data.batches import training_batches
-from esnac.data.sets import DataSet
+from esnac.data.batches import batch_sizes, training_batches
+from esnac.data.sets import DataSet, ImageSet
 from esnac.errors import DataError, TrainingError
+from esnac.group import ALONE, Group
 from esnac.runtime import (
     Numerics,
     derive_seed,
@@ -84,6 +85,7 @@ def fit(
     device: torch.device,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    group: Group = ALONE,
 ) -> TrainingResult:
     """Trains `model` in place and leaves it in eval mode with the kept weights.
 
@@ -94,6 +96,9 @@ def fit(
     every epoch is saved, and a matching one there is continued; the result is then that of a
     training without interruption. Raises TrainingError when the loss is not finite (the weights
     are then spoilt) or targets are missing, DataError without images to train or validate on.
+
+    The ranks of a `group` train one model together, with the same batches, schedule and steps, and
+    end with the same weights and the same error, if any. Rank 0 alone touches the checkpoint.
     """
     training = Training(
         model,
@@ -105,6 +110,7 @@ def fit(
         targets=targets,
         device=device,
         checkpoint=checkpoint,
+        group=group,
     )
     for record in training.epochs():
         if on_epoch is not None:
@@ -127,6 +133,7 @@ class Training:
         targets: Targets | None = None,
         device: torch.device,
         checkpoint: Path | None = None,
+        group: Group = ALONE,
     ) -> None:
         _check(data, settings, targets, augmentation_seed)
         width = mean_width(model, data.input_shape, device) if settings.precision == "auto" else 0.0
@@ -135,25 +142,32 @@ class Training:
         model.to(memory_format=numerics.memory_format)  # type: ignore[call-overload]
         optimizer = make_optimizer(model, settings)
         self._run = _Run(
-            model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer
+            model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer, group
         )
         self._targets = targets if settings.distills else None
         self._checkpoint = checkpoint
         fingerprint = _fingerprint(self._run)
-        state = checkpoints.load(checkpoint, fingerprint) if checkpoint is not None else None
+        state = None
+        if checkpoint is not None:
+            state = group.from_first(lambda: checkpoints.load(checkpoint, fingerprint))
         self._state = state or Checkpoint(fingerprint, 0, {}, {}, None, -1, -1.0, [])
         if self._state.next_epoch:
             model.load_state_dict(self._state.model)
             optimizer.load_state_dict(self._state.optimizer)
+        self._model = group.wrap(model)
 
     def epochs(self) -> Iterator[EpochRecord]:
         """Trains one epoch for each record; stopping in between is allowed."""
         for epoch in range(self._state.next_epoch, self._run.settings.epochs):
-            record = _epoch(self._run, epoch, self._targets)
+            record = _epoch(self._run, self._model, epoch, self._targets)
             self._state = _advance(self._state, self._run, record)
-            if self._checkpoint is not None:
-                checkpoints.save(self._checkpoint, self._state)
+            self._save()
             yield record
+
+    def _save(self) -> None:
+        folder, state = self._checkpoint, self._state
+        if folder is not None:
+            self._run.group.from_first(lambda: checkpoints.save(folder, state))
 
     def finish(self) -> TrainingResult:
         """Leaves the model in eval mode with the kept weights."""
@@ -203,28 +217,44 @@ class _Run:
     device: torch.device
     numerics: Numerics
     optimizer: torch.optim.Optimizer
+    group: Group
 
 
-def _epoch(run: _Run, epoch: int, targets: Targets | None) -> EpochRecord:
+def _epoch(run: _Run, model: nn.Module, epoch: int, targets: Targets | None) -> EpochRecord:
+    """`model` is the run's, or what a group wrapped it in for training."""
     start = time.perf_counter()
     wanted = None if targets is None else targets.epoch(epoch)
     trained = time.perf_counter()
-    with seeded(derive_seed(run.seed, "noise", epoch), run.device):
-        mean_loss, rate = _train(run, epoch, wanted)
+    others = (run.group.rank,) if run.group.rank else ()  # dropout differs from rank to rank
+    with seeded(derive_seed(run.seed, "noise", epoch, *others), run.device):
+        mean_loss, rate = _train(run, model, epoch, wanted)
+    run.group.average_buffers(run.model)
     speed = len(run.data.train) / (time.perf_counter() - trained)
-    correct = accuracy(run.model, run.data.validation, run.data)
+    correct = _validate(run)
     seconds = time.perf_counter() - start
     return EpochRecord(epoch, mean_loss, correct, rate, seconds, speed)
 
 
-def _train(run: _Run, epoch: int, targets: Tensor | None) -> tuple[float, float]:
+def _validate(run: _Run) -> float:
+    images, group = run.data.validation, run.group
+    if group.size == 1:
+        return accuracy(run.model, images, run.data)
+    rows = group.rows(len(images))
+    part = ImageSet(images.images[rows], images.labels[rows])
+    right = accuracy(run.model, part, run.data) * len(part) if len(part) else 0.0
+    total = group.sum(torch.tensor(right, dtype=torch.float64, device=run.device))
+    return round(total.item()) / len(images)
+
+
+def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> tuple[float, float]:
     """One pass over the training images: mean loss, and learning rate of the last step."""
     settings, count = run.settings, len(run.data.train)
     steps_per_epoch = math.ceil(count / settings.batch_size)
     look = CHECK_EVERY.get(run.device.type, 1)
     total = torch.zeros((), device=run.device)
     rate = settings.learning_rate
-    run.model.train()
+    model.train()
+    sizes = batch_sizes(count, settings.batch_size)
     batches = training_batches(
         run.data,
         settings.batch_size,
@@ -232,32 +262,56 @@ def _train(run: _Run, epoch: int, targets: Tensor | None) -> tuple[float, float]
         augmentation_seed=run.augmentation_seed,
         epoch=epoch,
         memory_format=run.numerics.memory_format,
+        group=run.group,
     )
     windows = torch_generator(run.seed, "windows", epoch)
-    for step, (inputs, labels, indices) in enumerate(batches):
+    for step, (size, (inputs, labels, indices)) in enumerate(zip(sizes, batches, strict=True)):
         if epoch < settings.early_epochs:
             inputs = window(inputs, settings.early_side, windows)
         rate = learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
         wanted = None if targets is None else targets[indices].float()
-        total += _step(run, inputs, labels, wanted, rate) * len(labels)
+        total += _step(run, model, inputs, labels, wanted, rate, size)
         if step % look == 0:
-            _require_finite(total, epoch, step)
+            _require_finite(run.group.sum(total), epoch, step)
+    total = run.group.sum(total)
     _require_finite(total, epoch, steps_per_epoch - 1)
     return total.item() / count, rate
 
 
-def _step(run: _Run, inputs: Tensor, labels: Tensor, targets: Tensor | None, rate: float) -> Tensor:
+def _step(
+    run: _Run,
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    rate: float,
+    size: int,
+) -> Tensor:
+    """One step on a batch of `size` images on all ranks; the summed loss of this rank's."""
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     with run.numerics.autocast(run.device):
-        logits = run.model(inputs)
-    value = run.loss(logits.float(), labels, targets)
+        logits = model(inputs)
+    value, count = _own_loss(run, logits.float(), labels, targets, size)
     run.optimizer.zero_grad()
-    value.backward()
+    # The group takes the mean over ranks: so it is the gradient of the mean over all images.
+    (value * (count * run.group.size / size)).backward()
     if run.settings.clip_norm is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
     run.optimizer.step()
-    return value.detach()
+    return value.detach() * count
+
+
+def _own_loss(
+    run: _Run, logits: Tensor, labels: Tensor, targets: Tensor | None, size: int
+) -> tuple[Tensor, int]:
+    """The mean loss of this rank's rows, which come first, and how many they are."""
+    rows = run.group.rows(size)
+    count = rows.stop - rows.start
+    if not count:
+        return 0 * logits.sum(), 0
+    wanted = None if targets is None else targets[:count]
+    return run.loss(logits[:count], labels[:count], wanted), count
 
 
 def window(inputs: Tensor, side: int, generator: torch.Generator) -> Tensor:

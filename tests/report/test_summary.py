@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from esnac.objective import reward
-from esnac.report.summary import Finalist, summarise
+from esnac.report.summary import EpochFigures, Finalist, summarise
 
 JSON_KEYS = ["run", "network", "dataset", "seed", "engine", "objective", "teacher"]
-JSON_KEYS += ["evaluations", "best_f", "surrogate", "finalists"]
+JSON_KEYS += ["evaluations", "best_f", "epochs", "surrogate", "finalists"]
 SURROGATE_KEYS = ["trials", "rank_correlation", "coverage", "hit_rate"]
 FINALIST_KEYS = ["index", "trial", "params", "macs", "ratio", "times", "accuracy_search"]
 FINALIST_KEYS += ["accuracy", "f_search", "f", "path", "stages"]
@@ -223,3 +223,27 @@ def test_every_beginning_of_a_journal_has_a_summary(length: int) -> None:
     plain = summarise(FINALISTS[:length], "a").to_plain()
     assert list(plain) == JSON_KEYS
     assert list(plain["teacher"]) == ["accuracy", "params", "macs"]
+
+
+def test_epochs_spent_and_those_that_early_stopping_saved() -> None:
+    rows = [{"event": "run", "epochs": 9}, *map(proposed, range(3))]
+    rows += [done(0, 0.5), {**done(1, 0.7), "stopped_after": 1}]
+    rows += [{**done(2, 0.6), "stopped_after": 3}]
+    summary = summarise(rows, "a")
+    assert summary.epochs == EpochFigures(spent=13, planned=27)
+    assert [trial.trial for trial in summary.best_trials()] == [0], "the others left no student"
+    assert summarise(rows[1:], "a").epochs is None, "an older journal does not tell"
+
+
+def test_the_best_trial_is_best_by_what_the_search_was_after() -> None:
+    small, accurate = {**done(0, 0.9), "accuracy": 0.5}, {**done(1, 0.4), "accuracy": 0.8}
+    rows = [proposed(0), proposed(1), small, accurate]
+    front = {"event": "front", "step": 0, "trials": [1], "hypervolume": 0.1}
+
+    def best(objective: str, *more: dict[str, Any]) -> list[int]:
+        header = {"event": "run", "objective": objective}
+        return [t.trial for t in summarise([header, *rows, *more], "a").best_trials()]
+
+    assert best("f") == [0, 1]
+    assert best("accuracy") == [1, 0]
+    assert best("pareto", front) == [1, 0]

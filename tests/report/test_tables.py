@@ -10,7 +10,7 @@ import json
 import pytest
 
 from esnac.report import tables
-from esnac.report.summary import Failure, Finalist, RunSummary, TeacherFigures, Trial
+from esnac.report.summary import EpochFigures, Failure, Finalist, RunSummary, TeacherFigures, Trial
 from esnac.report.surrogate import SurrogateFigures
 
 FINALISTS = [
@@ -40,6 +40,7 @@ SUMMARY = RunSummary(
     teacher=TeacherFigures(0.7871, 21_328_292, 1_160_000_000),
     evaluations=160,
     best_f=0.9102,
+    epochs=EpochFigures(880, 1600),
     surrogate=SurrogateFigures(144, 0.8317, 0.875, 0.6111),
     finalists=FINALISTS,
     trials=[
@@ -49,8 +50,11 @@ SUMMARY = RunSummary(
     ended=True,
 )
 SEARCHING = dataclasses.replace(SUMMARY, run="b", finalists=[], ended=False)
+#: 880 of 1,600 epochs.
+SAVED = "880 epochs (45 % saved by early stopping)"
 EMPTY = RunSummary(
-    "c", None, None, None, None, None, TeacherFigures(), 0, None, SurrogateFigures(), [], [], False
+    *("c", None, None, None, None, None, TeacherFigures(), 0, None, None),
+    *(SurrogateFigures(), [], [], False),
 )
 
 
@@ -148,7 +152,7 @@ def test_how_good_the_surrogate_was(figures: SurrogateFigures, sentence: str) ->
     assert tables.surrogate(figures) == sentence
     line = tables.status(dataclasses.replace(SUMMARY, surrogate=figures))
     told = f"; {sentence}; " if sentence else "; "
-    assert line.endswith(f"best f in search 0.9102{told}1 of 2 finalists trained.")
+    assert line.endswith(f"best f in search 0.9102, {SAVED}{told}1 of 2 finalists trained.")
 
 
 @pytest.mark.parametrize("style", ["text", "markdown"])

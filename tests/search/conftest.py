@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from esnac import Searcher
+from esnac.data import DataSet, from_tensors
+from esnac.distillation.targets import TeacherTargets
 from esnac.executors import SerialExecutor
 from esnac.graphs.arch_graph import ArchGraph
+from esnac.graphs.cost import cost
+from esnac.graphs.network import StudentNetwork, teacher_weights
 from esnac.graphs.space import Candidates, Space
 from esnac.graphs.trace import trace
+from esnac.runtime import derive_seed
+from esnac.search.evaluation import Evaluator
 from esnac.search.feed import StepwiseFeed
 from esnac.search.loop import search_loop
 from esnac.search.proposer import History
+from esnac.search.sampler import sample
 from esnac.search.settings import SearchSettings
 from esnac.search.trial import Expectation, Outcome, Trial
+from esnac.search_spaces import SpaceSettings
 from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
+from esnac.training import TrainingSettings
 
 Rows = list[dict[str, Any]]
 
@@ -166,5 +179,85 @@ def make_history() -> Callable[..., History]:
             pending=pending,
             seen=known if seen is None else seen,
         )
+
+    return make
+
+
+#: Of the evaluations that are really trained, two epochs on 150 images.
+SEED = 3
+TRAINING = TrainingSettings(
+    epochs=2,
+    batch_size=32,
+    optimizer="adam",
+    learning_rate=3e-3,
+    precision="float32",
+    distillation="logit_mse",
+    label_weight=0.0,
+)
+
+
+@pytest.fixture(scope="session")
+def bars(device: torch.device) -> DataSet:
+    """Three classes, each a bright bar somewhere else on a noisy 8x8 image."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(150) % 3
+    images = torch.randint(120, (150, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for label in range(3):
+        images[labels == label, :, 2 * label + 1, 2:6] += 100
+    return from_tensors((images, labels), None).to(device)
+
+
+@pytest.fixture(scope="session")
+def bars_teacher() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [
+            layer
+            for made in ((1, 8), (8, 8), (8, 8))
+            for layer in (nn.Conv2d(*made, 3, padding=1), nn.BatchNorm2d(made[1]), nn.ReLU())
+        ]
+        head = nn.Linear(8 * 64, 3)
+        nn.init.normal_(head.weight, std=0.5)  # logits that are worth imitating
+        return nn.Sequential(*layers, nn.Flatten(), head).eval()
+
+
+@pytest.fixture
+def make_evaluator(
+    bars_teacher: nn.Module, bars: DataSet, device: torch.device, tmp_path: Path
+) -> Callable[..., Evaluator]:
+    """make_evaluator(training={...}): with other settings and fields where they are named."""
+    graph = trace(bars_teacher, bars.input_shape)
+    weights = teacher_weights(graph, bars_teacher.state_dict())
+    network = StudentNetwork(graph, weights).to(device).eval()
+    evaluator = Evaluator(
+        space=Space(graph),
+        weights=weights,
+        data=bars,
+        targets=TeacherTargets(network, bars, derive_seed(SEED, "augmentation"), device),
+        training=TRAINING,
+        selection="leading",
+        seed=SEED,
+        device=device,
+        folder=lambda number: tmp_path / f"{number:04d}",
+    )
+
+    def make(training: Mapping[str, Any] = MappingProxyType({}), **changed: Any) -> Evaluator:
+        return replace(evaluator, training=replace(TRAINING, **training), **changed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_trials() -> Callable[..., list[Trial]]:
+    """make_trials(space): the first of a search, each another student."""
+
+    def make(space: Space, count: int = 3) -> list[Trial]:
+        drawn = sample(space, SpaceSettings(shrink_limit=0.7), count, np.random.default_rng(1))
+        moves = [space.moves(drawn, row) for row in range(count)]
+        spent = [cost(space.apply(one)) for one in moves]
+        return [
+            Trial(number, 0, one, costs.params, costs.macs, 0.5)
+            for number, (one, costs) in enumerate(zip(moves, spent, strict=True))
+        ]
 
     return make
