@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,9 @@ from esnac.errors import EsnacError, SettingsError
 
 #: Seconds after which an address that does not answer counts as unreachable.
 PATIENCE = 10.0
+
+#: What an --address looks like.
+_EXPECTED = "--address is auto or HOST:PORT"
 
 # Ray Tune's own files, logs, interrupt handler and reports of use stay off.
 _ENVIRONMENT = {
@@ -27,6 +30,17 @@ _ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "60",
 }
 
+# Ray takes a minute to find that it cannot join a cluster. It reads these when it is imported.
+_WHEN_JOINING = {
+    "RAY_NUM_REDIS_GET_RETRIES": "5",
+    "RAY_gcs_server_request_timeout_seconds": "15",
+}
+
+# A client's first bytes in HTTP/2 (RFC 9113, section 3.4), on which gRPC is built, and the type of
+# the frame that a server answers with first.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -35,7 +49,7 @@ class ClusterSettings:
     executor: Literal["serial", "ray"] = "serial"
     #: Evaluations at a time; None: as many as the cluster has room for.
     workers: int | None = None
-    #: "auto", HOST:PORT or ray://HOST:PORT of a cluster to join; None: one of its own.
+    #: "auto" or HOST:PORT of a cluster to join; None: one of its own.
     address: str | None = None
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
@@ -47,6 +61,11 @@ class ClusterSettings:
             if not 0 <= getattr(self, name) < math.inf:
                 flag = "--" + name.replace("_", "-")
                 raise SettingsError(f"{flag} is not negative; got {getattr(self, name)}.")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise SettingsError(
+                f"--gpus-per-worker is a share of one GPU or a whole number; got "
+                f"{self.gpus_per_worker:g}."
+            )
         if self.cpus_per_worker == self.gpus_per_worker == 0:
             raise SettingsError("A worker needs a processor or a GPU: --cpus-per-worker is 0.")
         asked = self.workers, self.address, self.cpus_per_worker, self.gpus_per_worker
@@ -54,6 +73,8 @@ class ClusterSettings:
             raise SettingsError(
                 "--workers, --address and resources of workers belong to --executor ray."
             )
+        if self.address not in (None, "auto"):
+            _host_and_port(self.address)
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,8 @@ def connected(settings: ClusterSettings) -> Iterator[Cluster]:
     A cluster that this process is connected to already is used and stays. Raises EsnacError for
     an address that does not answer and for workers that the cluster has no room for.
     """
-    for name, value in _ENVIRONMENT.items():
+    joining = {} if settings.address is None else _WHEN_JOINING
+    for name, value in (_ENVIRONMENT | joining).items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -94,7 +116,7 @@ def connected(settings: ClusterSettings) -> Iterator[Cluster]:
     if ours:
         _connect(ray, settings)
     try:
-        yield _room(ray.cluster_resources(), settings)
+        yield _room(ray.nodes(), settings)
     finally:
         if ours:
             ray.shutdown()
@@ -104,48 +126,118 @@ def _connect(ray: Any, settings: ClusterSettings) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if settings.address is None:
         wanted = math.ceil((settings.workers or 1) * settings.cpus_per_worker)
-        cpus = max(len(os.sched_getaffinity(0)), wanted)
+        cpus = max(_processors(), wanted)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         return
-    _check_reachable(settings.address)
+    if settings.address != "auto":
+        _check_reachable(settings.address)
     try:
-        ray.init(address=settings.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EsnacError(
-            f"Cannot join the Ray cluster at {settings.address}: {line} "
-            "Is it running (ray status)? Start one with: ray start --head"
-        ) from None
+        with _hushed():
+            ray.init(address=settings.address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise EsnacError(_why(error, settings.address)) from None
+
+
+def _processors() -> int:
+    """Of this machine, as far as this process may use them."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Raises SettingsError for an address that no cluster can have."""
+    if address.startswith("ray://"):
+        # Ray Tune would run in the cluster then, away from the journal.
+        raise SettingsError(
+            f"{_EXPECTED}; Ray Client ({address}) is not supported. Run the command on a node of "
+            "the cluster with --address auto: a machine becomes one by ray start --address=HEAD:6379 "
+            "--num-cpus=0. Or send it there: ray job submit -- esnac search ... --address auto."
+        )
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise SettingsError(f"{_EXPECTED}, such as 10.0.0.1:6379; got {address!r}.")
+    return host.strip("[]"), int(port)
 
 
 def _check_reachable(address: str) -> None:
     """Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise SettingsError(f"--address is auto, HOST:PORT or ray://HOST:PORT; got {address!r}.")
+    host, port = _host_and_port(address)
+    start = f"Start the cluster there with ray start --head --port={port}, or correct --address."
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-    except (OSError, OverflowError) as error:
-        raise EsnacError(
-            f"Nothing answers at {address} ({error}). Start the cluster there with "
-            f"ray start --head --port={port}, or correct --address."
-        ) from None
+        with socket.create_connection((host, port), PATIENCE) as connection:
+            grpc = _encrypted() or _speaks_grpc(connection)
+    except (OSError, UnicodeError) as error:
+        raise EsnacError(f"Nothing answers at {address} ({error}). {start}") from None
+    if not grpc:
+        raise EsnacError(f"What answers at {address} is not a Ray cluster. {start}")
 
 
-def _room(resources: dict[str, float], settings: ClusterSettings) -> Cluster:
-    cpus, gpus = settings.cpus_per_worker, settings.gpus_per_worker
-    room = math.inf
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        if each:
-            room = min(room, math.floor(resources.get(name, 0.0) / each + 1e-9))
-    workers = settings.workers or int(room)
-    if workers > room or not workers:
-        has = ", ".join(f"{resources.get(name, 0.0):g} {name}s" for name in ("CPU", "GPU"))
-        wanted = f"{workers or 1} workers of {cpus:g} CPUs and {gpus:g} GPUs each"
-        raise EsnacError(
-            f"The cluster has {has}; {wanted} do not fit. Ask for fewer with --workers, "
-            "--cpus-per-worker and --gpus-per-worker, or add nodes."
+def _encrypted() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(_HELLO)
+        answer = connection.recv(9)
+    except OSError:
+        return False
+    return len(answer) == 9 and answer[3] == _SETTINGS
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Ray's compiled part writes each failed attempt to the standard error of the process."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _why(error: Exception, address: str) -> str:
+    """In one line."""
+    cause = f"{error} {error.__cause__}"
+    if "AuthToken" in cause or "AuthenticationError" in cause or "auth_token" in cause:
+        return (
+            f"The Ray cluster at {address} wants its token. Set RAY_AUTH_MODE=token and have the "
+            "token of its head node (ray get-auth-token there) in ~/.ray/auth_token here."
         )
-    return Cluster(workers, cpus, gpus)
+    if "No node info found" in cause:
+        return (
+            f"This machine is no node of the Ray cluster at {address}. Make it one: "
+            f"ray start --address={address} --num-cpus=0, or run the command on a node."
+        )
+    reason = " ".join(str(error).split()).rstrip(".")
+    return (
+        f"Cannot join the Ray cluster at {address}: {reason}. Is it running (ray status)? Start "
+        "one with: ray start --head"
+    )
+
+
+def _room(nodes: Sequence[dict[str, Any]], settings: ClusterSettings) -> Cluster:
+    """A worker needs all it takes on one node. `nodes`: as `ray.nodes()` tells of them."""
+    each = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    room = sum(
+        min(int(node.get(name, 0.0) / need + 1e-9) for name, need in each.items() if need)
+        for node in there
+    )
+    workers = settings.workers or room
+    if workers > room or not workers:
+        has, needs = (
+            f"{sum(node.get('CPU', 0.0) for node in some):g} CPUs and "
+            f"{sum(node.get('GPU', 0.0) for node in some):g} GPUs"
+            for some in (there, [each])
+        )
+        raise EsnacError(
+            f"The cluster has {has} on {len(there)} {'node' if len(there) == 1 else 'nodes'}, room "
+            f"for {room} workers with {needs} each; asked for: {workers or 'at least 1'}. Ask for "
+            "less with --workers, --cpus-per-worker and --gpus-per-worker, or add nodes."
+        )
+    return Cluster(workers, settings.cpus_per_worker, settings.gpus_per_worker)

@@ -19,8 +19,8 @@ LEAST_PAIRS = 3
 class SurrogateFigures:
     """Shares are fractions; None where nothing is known yet, or ever for engines without a model.
 
-    `trials` counts those with an expectation, in any state. Over the ones that are DONE,
-    `rank_correlation` is Spearman's of expected and measured validation accuracy, `coverage` the
+    `trials` counts those with an expectation, in any state. Over the ones that are DONE
+    and were not stopped early, `rank_correlation` is Spearman's of expected and measured validation accuracy, `coverage` the
     share measured within its central 90 % interval (nominal 0.90). `hit_rate` needs no model: the
     share of steps, of those with a result after the first, whose best f beats all earlier steps.
     """
@@ -35,7 +35,8 @@ def surrogate_figures(trials: Iterable[Row]) -> SurrogateFigures:
     """`trials`: the journal's keys of each trial, those of its last state over the proposal's."""
     trials = list(trials)
     done = [trial for trial in trials if trial["state"] == "DONE"]
-    pairs = [(trial["expected"], trial["accuracy"]) for trial in done if trial.get("expected")]
+    whole = [trial for trial in done if trial.get("stopped_after") is None]
+    pairs = [(trial["expected"], trial["accuracy"]) for trial in whole if trial.get("expected")]
     held = [expected["low"] <= measured <= expected["high"] for expected, measured in pairs]
     return SurrogateFigures(
         trials=sum(bool(trial.get("expected")) for trial in trials),

@@ -7,7 +7,7 @@ worker is free, and reports results in any order.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -71,6 +71,12 @@ class _Base:
     @property
     def finished(self) -> bool:
         return self._exhausted and not self._ready and not self._running
+
+    def claim(self, trials: Iterable[Trial]) -> None:
+        """Pending trials that workers have already, as after a restart of the driver."""
+        for trial in trials:
+            self._ready.remove(trial)
+            self._running[trial.number] = trial
 
     def close(self) -> None:
         """Lets go of what works in the background."""
@@ -247,6 +253,8 @@ def finished(searcher: Searcher, trial: Trial) -> dict[str, Any]:
         row |= {"ratio": trial.ratio, "f": searcher.f(trial)} | searcher.measures(trial)
     if outcome.stopped_after is not None:
         row["stopped_after"] = outcome.stopped_after
+    if outcome.curve:
+        row["curve"] = list(outcome.curve)
     return row | {"seconds": outcome.seconds}
 
 
@@ -258,6 +266,10 @@ def restore(searcher: Searcher, events: Sequence[dict[str, Any]]) -> None:
             searcher.restore(Trial.from_plain(row))
         elif row["event"] == "trial":
             outcome = Outcome(
-                row.get("accuracy"), row.get("reason"), row["seconds"], row.get("stopped_after")
+                row.get("accuracy"),
+                row.get("reason"),
+                row["seconds"],
+                row.get("stopped_after"),
+                tuple(row.get("curve", ())),
             )
             searcher.tell(searcher.trials[row["trial"]], outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -200,6 +201,10 @@ class Searcher:
         rows = np.flatnonzero(dominators(gains) == 0)
         return [done[row] for row in rows], hypervolume(gains)
 
+    def weight(self, trial: Trial) -> float:
+        """What an accuracy of this trial is multiplied with to compare it with others'."""
+        return float(self.objective.weight(self.space.candidates([trial.moves]))[0])
+
     def measures(self, trial: Trial) -> dict[str, float]:
         """What the search knows of a trial beside its parameters and MACs: bytes, latency in ms."""
         if not self.objective.further_measures:
@@ -225,6 +230,19 @@ class Searcher:
         done = [trial for trial in self.trials if self.f(trial) is not None]
         return [t for t in done if self.outcomes[t.number].stopped_after is None]
 
+    def _accuracy(self, outcome: Outcome) -> float:
+        """As measured; of a training that was stopped early as it would have gone on.
+
+        By the mean factor that whole trainings gained from that epoch to their end.
+        """
+        accuracy, epochs = outcome.accuracy or 0.0, outcome.stopped_after
+        if epochs is None:
+            return accuracy
+        whole = [self.outcomes[trial.number] for trial in self._whole()]
+        pairs = [(o.accuracy, o.curve[epochs - 1]) for o in whole if len(o.curve) >= epochs]
+        gains = [math.log(end / then) for end, then in pairs if end and then]
+        return min(accuracy * math.exp(sum(gains) / len(gains)), 1.0) if gains else accuracy
+
     def _add(self, trial: Trial, key: bytes) -> None:
         self.trials.append(trial)
         self._seen.add(key)
@@ -248,6 +266,6 @@ class Searcher:
         )
 
     def _results(self, trials: Sequence[Trial]) -> tuple[Candidates, np.ndarray]:
-        accuracy = [self.outcomes[trial.number].accuracy for trial in trials]
+        accuracy = [self._accuracy(self.outcomes[trial.number]) for trial in trials]
         candidates = self.space.candidates(trial.moves for trial in trials)
         return candidates, np.array(accuracy, dtype=np.float64)

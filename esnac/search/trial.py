@@ -65,13 +65,15 @@ class Trial:
 class Outcome:
     """What an evaluation found: the validation accuracy (fraction), or why it failed.
 
-    `stopped_after` counts the epochs of one that was given up early; it left no student.
+    `stopped_after` counts the epochs of one that was given up early; it left no student. `curve`
+    has the validation accuracy after each epoch where early stopping is possible.
     """
 
     accuracy: float | None = None
     reason: str | None = None
     seconds: float = 0.0
     stopped_after: int | None = None
+    curve: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.accuracy is None) == (self.reason is None):

@@ -100,7 +100,9 @@ class EmbeddingSearch(TuneSearcher):
 
     def _open(self) -> Feed:
         if self._feed is None:
-            self._feed = StreamingFeed(self._searcher, self._rows.extend, workers=self._workers)
+            feed = StreamingFeed(self._searcher, self._rows.extend, workers=self._workers)
+            feed.claim(self._trials.values())
+            self._feed = feed
         return self._feed
 
     def _config(self, trial: Trial) -> dict[str, Any]:
@@ -124,6 +126,7 @@ class _RunSearch(EmbeddingSearch):
         self._feed = feed
         self._fetch = fetch
         self._started = started
+        self._curves: dict[str, list[float]] = {}
         #: What went wrong in the driver; Tune would go on.
         self.error: BaseException | None = None
 
@@ -152,18 +155,28 @@ class _RunSearch(EmbeddingSearch):
         return {}
 
     def _config(self, trial: Trial) -> dict[str, Any]:
-        return {"trial": trial.to_plain()}
+        return {"trial": trial.to_plain(), "weight": self._searcher.weight(trial)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Notes the accuracy after an epoch; a trial that is tried again starts from its first."""
+        if not result["whole"]:
+            epoch = int(result["training_iteration"])
+            self._curves.setdefault(trial_id, [])[epoch - 1 :] = [result["accuracy"]]
 
     def _outcome(self, trial_id: str, trial: Trial, result: dict[str, Any] | None) -> Outcome:
         if result is None:
             return Outcome(reason=self._started.reason(trial_id))
         if result["reason"] is not None:
             return Outcome(reason=result["reason"], seconds=result["seconds"])
-        if not result["done"] or not result["saved"]:
-            epochs = result["training_iteration"]
-            return Outcome(result["accuracy"], seconds=result["seconds"], stopped_after=epochs)
-        self._fetch(trial.number)
-        return Outcome(accuracy=result["accuracy"], seconds=result["seconds"])
+        self.on_trial_result(trial_id, result)  # Tune leaves out the last one
+        if result["saved"]:
+            self._fetch(trial.number)
+        return Outcome(
+            accuracy=result["accuracy"],
+            seconds=result["seconds"],
+            stopped_after=None if result["saved"] else int(result["training_iteration"]),
+            curve=tuple(self._curves.pop(trial_id, [])),
+        )
 
 
 class _Started(tune.Callback):
@@ -222,7 +235,7 @@ class StudentTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         trial = Trial.from_plain(new_config["trial"])
-        self._number = trial.number
+        self._number, self._weight = trial.number, new_config["weight"]
         self._evaluation = Evaluation(self._evaluator, trial)
         return True
 
@@ -232,15 +245,24 @@ class StudentTrial(tune.Trainable):
         outcome = evaluation.advance()
         while outcome is None and not self._stepwise:
             outcome = evaluation.advance()
-        found: dict[str, Any] = {"reason": None, "saved": False, "seconds": evaluation.seconds}
-        if outcome is None:
-            return found | {"accuracy": evaluation.accuracy, "done": False}
-        if outcome.accuracy is None:
-            return found | {"accuracy": 0.0, "reason": outcome.reason, "done": True}
-        folder = self._student(self._number)
-        files = {name: (folder / name).read_bytes() for name in students.FILES}
-        ray.get(self._mailbox.put.remote(self._number, files))
-        return found | {"accuracy": outcome.accuracy, "saved": True, "done": True}
+        reason = None if outcome is None else outcome.reason
+        saved = outcome is not None and reason is None
+        accuracy = evaluation.accuracy
+        if outcome is not None:
+            accuracy = outcome.accuracy or 0.0
+        if saved:
+            folder = self._student(self._number)
+            files = {name: (folder / name).read_bytes() for name in students.FILES}
+            ray.get(self._mailbox.put.remote(self._number, files))
+        return {
+            "accuracy": accuracy,
+            "value": self._weight * accuracy,
+            "seconds": evaluation.seconds,
+            "reason": reason,
+            "saved": saved,
+            "whole": not self._stepwise,
+            "done": outcome is not None,
+        }
 
     def cleanup(self) -> None:
         self._folder.cleanup()
@@ -310,15 +332,18 @@ def tune_search(
 
 
 def asha(epochs: int) -> Any:
-    """Asynchronous successive halving (Li et al. 2020): at 1/9 and 1/3 of the epochs only the best
-    third goes on."""
+    """Asynchronous successive halving (Li et al. 2020).
+
+    Of those that come to a quarter of the epochs only the best third goes on, and again at three
+    quarters.
+    """
     from ray.tune.schedulers import ASHAScheduler
 
     return ASHAScheduler(
         time_attr="training_iteration",
-        metric="accuracy",
+        metric="value",
         mode="max",
         max_t=epochs,
-        grace_period=max(1, epochs // 9),
+        grace_period=max(1, epochs // 4),
         reduction_factor=3,
     )

@@ -154,12 +154,11 @@ class Training:
         if self._state.next_epoch:
             model.load_state_dict(self._state.model)
             optimizer.load_state_dict(self._state.optimizer)
-        self._model = group.wrap(model)
 
     def epochs(self) -> Iterator[EpochRecord]:
         """Trains one epoch for each record; stopping in between is allowed."""
         for epoch in range(self._state.next_epoch, self._run.settings.epochs):
-            record = _epoch(self._run, self._model, epoch, self._targets)
+            record = _epoch(self._run, epoch, self._targets)
             self._state = _advance(self._state, self._run, record)
             self._save()
             yield record
@@ -220,14 +219,13 @@ class _Run:
     group: Group
 
 
-def _epoch(run: _Run, model: nn.Module, epoch: int, targets: Targets | None) -> EpochRecord:
-    """`model` is the run's, or what a group wrapped it in for training."""
+def _epoch(run: _Run, epoch: int, targets: Targets | None) -> EpochRecord:
     start = time.perf_counter()
     wanted = None if targets is None else targets.epoch(epoch)
     trained = time.perf_counter()
     others = (run.group.rank,) if run.group.rank else ()  # dropout differs from rank to rank
     with seeded(derive_seed(run.seed, "noise", epoch, *others), run.device):
-        mean_loss, rate = _train(run, model, epoch, wanted)
+        mean_loss, rate = _train(run, epoch, wanted)
     run.group.average_buffers(run.model)
     speed = len(run.data.train) / (time.perf_counter() - trained)
     correct = _validate(run)
@@ -246,13 +244,14 @@ def _validate(run: _Run) -> float:
     return round(total.item()) / len(images)
 
 
-def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> tuple[float, float]:
+def _train(run: _Run, epoch: int, targets: Tensor | None) -> tuple[float, float]:
     """One pass over the training images: mean loss, and learning rate of the last step."""
     settings, count = run.settings, len(run.data.train)
     steps_per_epoch = math.ceil(count / settings.batch_size)
     look = CHECK_EVERY.get(run.device.type, 1)
     total = torch.zeros((), device=run.device)
     rate = settings.learning_rate
+    model = run.group.wrap(run.model)  # anew, so that an epoch sums as it does after a resume
     model.train()
     sizes = batch_sizes(count, settings.batch_size)
     batches = training_batches(

@@ -221,11 +221,17 @@ def bars_teacher() -> nn.Module:
         return nn.Sequential(*layers, nn.Flatten(), head).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_evaluator(
-    bars_teacher: nn.Module, bars: DataSet, device: torch.device, tmp_path: Path
+    bars_teacher: nn.Module,
+    bars: DataSet,
+    device: torch.device,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Evaluator]:
-    """make_evaluator(training={...}): with other settings and fields where they are named."""
+    """make_evaluator(training={...}): with other settings and fields where they are named.
+
+    Each leaves its students in a folder of its own.
+    """
     graph = trace(bars_teacher, bars.input_shape)
     weights = teacher_weights(graph, bars_teacher.state_dict())
     network = StudentNetwork(graph, weights).to(device).eval()
@@ -238,10 +244,12 @@ def make_evaluator(
         selection="leading",
         seed=SEED,
         device=device,
-        folder=lambda number: tmp_path / f"{number:04d}",
+        folder=Path,
     )
 
     def make(training: Mapping[str, Any] = MappingProxyType({}), **changed: Any) -> Evaluator:
+        root = tmp_path_factory.mktemp("trials")
+        changed = {"folder": lambda number: root / f"{number:04d}"} | changed
         return replace(evaluator, training=replace(TRAINING, **training), **changed)
 
     return make

@@ -1,0 +1,420 @@
+"""The search on Ray Tune: whose trials run where, and what happens when a worker or a node is lost.
+
+All tests that start Ray share one cluster, whose head has a single processor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray import tune
+from ray.cluster_utils import Cluster as Nodes
+from torch import nn
+
+import esnac
+from esnac import Searcher
+from esnac.cluster import ClusterSettings, connected
+from esnac.data import DataSet, DataSettings, load
+from esnac.distillation.losses import make_loss
+from esnac.errors import EsnacError
+from esnac.graphs import student as students
+from esnac.graphs.arch_graph import ArchGraph
+from esnac.graphs.cost import cost
+from esnac.graphs.network import StudentNetwork
+from esnac.search.bundle import Bundle
+from esnac.search.earlier import space_of
+from esnac.search.evaluation import Evaluator
+from esnac.search.feed import StreamingFeed
+from esnac.search.settings import SearchSettings
+from esnac.search.trial import Trial
+from esnac.search.tune import EmbeddingSearch, asha, tune_search
+from esnac.search_spaces import SpaceSettings
+from esnac.training import Training, TrainingSettings, accuracy, fit
+
+Rows = list[dict[str, Any]]
+
+SPACE = SpaceSettings(shrink_limit=0.7)
+
+# Workers do not see this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """A head of one processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        head = {"num_cpus": 1, "include_dashboard": False}
+        nodes = Nodes(initialize_head=True, head_node_args=head)
+        try:
+            ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A line for each attempt at a trial, in files that all processes of this machine see."""
+
+    folder: Path
+
+    def note(self, number: int) -> int:
+        """How many attempts there were before."""
+        node = ray.get_runtime_context().get_node_id()
+        with (self.folder / str(number)).open("a+") as file:
+            file.write(f"{os.getpid()} {node}\n")
+            file.flush()
+            file.seek(0)
+            return len(file.readlines()) - 1
+
+    def pids(self, number: int) -> list[str]:
+        return [line.split()[0] for line in self._lines(number)]
+
+    def nodes(self, number: int) -> list[str]:
+        return [line.split()[1] for line in self._lines(number)]
+
+    def _lines(self, number: int) -> list[str]:
+        return (self.folder / str(number)).read_text().splitlines()
+
+
+@dataclass(frozen=True)
+class Troubled(Evaluator):
+    """Does `trouble(marks, trial number, earlier attempts)` before a training."""
+
+    trouble: Callable[[Marks, int, int], None]
+    marks: Marks
+
+    def training_of(self, trial: Trial) -> tuple[Training, StudentNetwork]:
+        self.trouble(self.marks, trial.number, self.marks.note(trial.number))
+        return super().training_of(trial)
+
+
+@dataclass(frozen=True)
+class TroubledBundle(Bundle):
+    trouble: Callable[[Marks, int, int], None]
+    marks: Marks
+
+    def evaluator(self, device: torch.device, folder: Callable[[int], Path]) -> Evaluator:
+        plain = super().evaluator(device, folder)
+        return Troubled(**vars(plain), trouble=self.trouble, marks=self.marks)
+
+
+@pytest.fixture
+def run(
+    nodes: Nodes, make_evaluator: Callable[..., Evaluator], tmp_path: Path
+) -> Callable[..., tuple[Rows, Searcher, Evaluator]]:
+    """run(trials, trouble, ...): an asynchronous search on all workers of the cluster."""
+
+    def run(
+        trials: int,
+        trouble: Callable[[Marks, int, int], None],
+        *,
+        cpus: float = 0.5,
+        training: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> tuple[Rows, Searcher, Evaluator]:
+        plain = make_evaluator(training or {})
+        graph = plain.space.graph
+        evaluator = make_evaluator(training or {}, space=space_of(graph, SPACE))
+        settings = SearchSettings(engine="random", steps=trials, batch=1)
+        searcher = Searcher(graph, settings=settings, space=SPACE)
+        epochs = range(evaluator.training.epochs)
+        bundle = Bundle.of(evaluator, SPACE, {e: evaluator.targets.epoch(e) for e in epochs})
+        given = {field.name: getattr(bundle, field.name) for field in fields(bundle)}
+        rows: Rows = []
+        with connected(ClusterSettings("ray", cpus_per_worker=cpus)) as cluster:
+            feed = StreamingFeed(searcher, rows.extend, workers=cluster.workers)
+            troubled = TroubledBundle(**given, trouble=trouble, marks=Marks(tmp_path))
+            tune_search(searcher, feed, troubled, cluster, evaluator.folder, **more)
+            feed.close()
+        return rows, searcher, evaluator
+
+    return run
+
+
+def states(rows: Rows) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["trial"], []).append(row["state"])
+    return found
+
+
+def none(marks: Marks, number: int, attempts: int) -> None:
+    """No trouble."""
+
+
+def deadly(marks: Marks, number: int, attempts: int) -> None:
+    if number == 2 or (number == 1 and attempts == 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 4:
+        raise MemoryError("no room\nfor this one")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_only_a_retry_of_its_trial(
+    run: Callable[..., tuple[Rows, Searcher, Evaluator]], tmp_path: Path
+) -> None:
+    """Trial 1 kills its worker once and trial 2 always; trial 4 fails by itself."""
+    rows, searcher, evaluator = run(8, deadly, retries=1)
+    expected = {number: ["PROPOSED", "DONE"] for number in range(8)}
+    assert states(rows) == expected | {n: ["PROPOSED", "FAILED"] for n in (2, 4)}
+    marks = Marks(tmp_path)
+    attempts = [len(marks.pids(number)) for number in range(8)]
+    assert attempts == [1, 2, 2, 1, 1, 1, 1, 1]
+    reasons = {row["trial"]: row["reason"] for row in rows if row["state"] == "FAILED"}
+    assert "died" in reasons[2]
+    assert reasons[4] == "MemoryError: no room"
+    workers = {pid for number in range(8) for pid in marks.pids(number)}
+    assert len(workers) <= 2 + 3, "a worker evaluates one trial after the other"
+    check_students(rows, evaluator)
+
+
+def check_students(rows: Rows, evaluator: Evaluator) -> None:
+    """On disk lies what the journal says, and nothing of other trials."""
+    data = evaluator.data
+    there = {int(path.name) for path in evaluator.folder(0).parent.iterdir()}
+    assert there == {row["trial"] for row in rows if row["state"] == "DONE"}
+    for row in rows:
+        if row["state"] == "DONE":
+            student = students.load(evaluator.folder(row["trial"]))
+            assert accuracy(student, data.validation, data) == row["accuracy"]
+            assert cost(student.graph).params == row["params"]
+
+
+def held_up(marks: Marks, number: int, attempts: int) -> None:
+    """The first trial on a node that is not the head goes on only when that node has gone."""
+    head = (marks.folder / "head").read_text()
+    here = ray.get_runtime_context().get_node_id()
+    if here != head:
+        try:
+            (marks.folder / "held").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        (marks.folder / "held").write_text(here)
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_node_may_be_lost_and_another_may_join(
+    nodes: Nodes, run: Callable[..., tuple[Rows, Searcher, Evaluator]], tmp_path: Path
+) -> None:
+    """Three nodes of one processor each; a trial runs on the one that is lost."""
+    marks = Marks(tmp_path)
+    (tmp_path / "head").write_text(ray.get_runtime_context().get_node_id())
+    others = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    lost: list[str] = []
+
+    def trouble() -> None:
+        held = tmp_path / "held"
+        while not (held.exists() and held.read_text()):
+            time.sleep(0.1)
+        lost.append(held.read_text())
+        (node,) = [node for node in others if node.node_id == lost[0]]
+        nodes.remove_node(node, allow_graceful=False)
+        others.remove(node)
+        others.append(nodes.add_node(num_cpus=1))
+
+    thread = threading.Thread(target=trouble, daemon=True)
+    thread.start()
+    try:
+        rows, searcher, evaluator = run(9, held_up, cpus=1.0)
+    finally:
+        thread.join(60)
+        for node in others:
+            nodes.remove_node(node)
+    assert states(rows) == {number: ["PROPOSED", "DONE"] for number in range(9)}
+    check_students(rows, evaluator)
+    visited = {number: marks.nodes(number) for number in range(9)}
+    (again,) = [number for number in visited if len(visited[number]) > 1]
+    first, second = visited[again]
+    assert first == lost[0] != second
+    assert sum(where.count(lost[0]) for where in visited.values()) == 1
+    assert len({node for where in visited.values() for node in where}) >= 3
+
+
+class Tiny(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    return load("digits", None, DataSettings(limit=400))
+
+
+@pytest.fixture(scope="module")
+def teacher(digits: DataSet) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Tiny()
+    training = TrainingSettings(epochs=5, batch_size=32, learning_rate=0.05)
+    fit(
+        module,
+        digits,
+        training,
+        loss=make_loss(training),
+        seed=1,
+        augmentation_seed=1,
+        device=torch.device("cpu"),
+    )
+    return module
+
+
+SETTINGS = {
+    "search": {
+        "steps": 3, "batch": 3, "mode": "synchronous", "engine": "evolution", "population": 4,
+        "tournament": 2,
+    },
+    "evaluation": {"epochs": 2},
+    "finish": {"finalists": 2, "training": {"epochs": 2}},
+}  # fmt: skip
+
+
+def journal(path: Path) -> Rows:
+    """Without what differs between two equal runs; finalists end in any order."""
+    rows = [json.loads(line) for line in (path / "journal.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in rows]
+    finals = iter(sorted((r for r in rows if r["event"] == "stage"), key=lambda r: r["index"]))
+    return [next(finals) if row["event"] == "stage" else row for row in rows]
+
+
+@pytest.mark.slow
+def test_a_synchronous_journal_is_the_same_in_process_and_on_any_number_of_workers(
+    nodes: Nodes, teacher: nn.Module, digits: DataSet, tmp_path: Path
+) -> None:
+    found = {}
+    for name, cpus in (("serial", None), ("one", 1.0), ("two", 0.5)):
+        where = None if cpus is None else ClusterSettings("ray", cpus_per_worker=cpus)
+        result = esnac.run_search(
+            teacher, digits, SETTINGS, runs=tmp_path, name=name, device="cpu", cluster=where
+        )
+        weights = sorted(result.path.glob("*/*/weights.safetensors"))
+        files = {path.relative_to(result.path): path.read_bytes() for path in weights}
+        found[name] = journal(result.path), files
+    rows, files = found["serial"]
+    assert [row["event"] for row in rows].count("stage") == 2
+    assert len(files) == 9 + 2
+    assert found["one"] == found["serial"]
+    assert found["two"] == found["serial"]
+
+
+def made_up(graph: ArchGraph) -> float:
+    return 1 / (1 + cost(graph).params / 1000)
+
+
+def stranger(config: dict[str, Any]) -> None:
+    """A trainable that knows an architecture and no evaluator."""
+    if config["trial"]["trial"] == 2:
+        raise ValueError("this one cannot be trained")
+    graph = ArchGraph.from_json(config["architecture"])
+    StudentNetwork(graph)(torch.zeros(1, *graph.input_shape))
+    tune.report({"right": made_up(graph), "other": 0.5})
+
+
+@pytest.mark.slow
+def test_a_strangers_tuner_proposes_as_the_searcher_says(
+    nodes: Nodes, make_searcher: Callable[..., Searcher], tmp_path: Path
+) -> None:
+    searcher = make_searcher("evolution", batch=1)
+    tuner = tune.Tuner(
+        tune.with_resources(stranger, {"CPU": 0.5}),
+        tune_config=tune.TuneConfig(
+            search_alg=EmbeddingSearch(searcher, workers=2),
+            metric="right",
+            mode="max",
+            num_samples=5,
+            max_concurrent_trials=2,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    )
+    results = tuner.fit()
+    assert (len(results), len(results.errors)) == (4, 1), "four are all that it asks for"
+    assert searcher.outcomes.keys() == {0, 1, 2, 3}
+    for number, outcome in searcher.outcomes.items():
+        if number == 2:
+            assert outcome.state == "FAILED"
+        else:
+            assert outcome.accuracy == made_up(searcher.student(searcher.trials[number]))
+    best = searcher.student(max(searcher.best(3), key=lambda t: searcher.outcomes[t.number].accuracy))
+    known = results.get_best_result()
+    assert known.metrics["right"] == made_up(best)
+    assert ArchGraph.from_json(known.config["architecture"]) == best
+
+
+def suggest(search: EmbeddingSearch, trial_id: str) -> Any:
+    """Its proposals are made in a thread."""
+    while (config := search.suggest(trial_id)) is None:
+        time.sleep(0.01)
+    return config
+
+
+def test_a_saved_search_goes_on_with_what_runs_and_forgets_nothing(
+    make_searcher: Callable[..., Searcher], tmp_path: Path
+) -> None:
+    """Twelve trials; it is saved when two have their results and two are running."""
+    file = tmp_path / "search.json"
+    search = EmbeddingSearch(make_searcher("evolution"), workers=2)
+    for name in ("a", "b", "c", "d"):
+        config = suggest(search, name)
+        assert json.loads(config["architecture"])
+    search.on_trial_complete("a", {"accuracy": 0.5, "time_total_s": 2.0})
+    search.on_trial_complete("b", error=True)
+    suggested = search.suggest("e")  # so that what was held is told
+    while search._rows[-1]["state"] == "PROPOSED":
+        suggested = suggested or search.suggest("e")
+        time.sleep(0.01)
+    search.save(str(file))
+    json.loads(file.read_text())
+    searcher = make_searcher("evolution")
+    again = EmbeddingSearch(searcher, workers=2)
+    again.restore(str(file))
+    for name, accuracy_ in (("c", 0.6), ("d", 0.7)):
+        again.on_trial_complete(name, {"accuracy": accuracy_})
+    if suggested is not None:
+        again.on_trial_complete("e", {"accuracy": 0.8})
+    numbers = []
+    while (config := suggest(again, "next")) != EmbeddingSearch.FINISHED:
+        numbers.append(config["trial"]["trial"])
+        again.on_trial_complete("next", {"accuracy": 0.8})
+    known = 4 if suggested is None else 5
+    assert numbers == list(range(known, 12))
+    accuracies = [searcher.outcomes[number].accuracy for number in range(12)]
+    assert accuracies == [0.5, None, 0.6, 0.7] + [0.8] * 8
+    assert searcher.outcomes[0].seconds == 2.0
+
+
+def test_the_space_and_the_mode_are_the_searchers_own(
+    make_searcher: Callable[..., Searcher],
+) -> None:
+    searcher = make_searcher("random")
+    with pytest.raises(EsnacError, match="maximised.*'min'"):
+        EmbeddingSearch(searcher, mode="min")
+    search = EmbeddingSearch(searcher)
+    assert not search.set_search_properties("accuracy", "min", {})
+    assert not search.set_search_properties("accuracy", "max", {"lr": 0.1})
+    assert search.set_search_properties("right", "max", {})
+    assert search.metric == "right"
+    number = suggest(search, "a")["trial"]["trial"]
+    search.on_trial_complete("a", {"accuracy": 0.5})
+    while not searcher.outcomes:
+        search.suggest("b")
+    assert "right" in searcher.outcomes[number].reason
