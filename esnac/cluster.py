@@ -151,8 +151,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
         # Ray Tune would run in the cluster then, away from the journal.
         raise SettingsError(
             f"{_EXPECTED}; Ray Client ({address}) is not supported. Run the command on a node of "
-            "the cluster with --address auto: a machine becomes one by ray start --address=HEAD:6379 "
-            "--num-cpus=0. Or send it there: ray job submit -- esnac search ... --address auto."
+            "the cluster with --address auto (this machine becomes one by ray start "
+            "--address=HEAD:6379 --num-cpus=0), or send it there: ray job submit."
         )
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -202,8 +202,8 @@ def _hushed() -> Iterator[None]:
 
 def _why(error: Exception, address: str) -> str:
     """In one line."""
-    cause = f"{error} {error.__cause__}"
-    if "AuthToken" in cause or "AuthenticationError" in cause or "auth_token" in cause:
+    cause = f"{type(error).__name__}: {error} {error.__cause__}"
+    if "AuthenticationError" in cause:
         return (
             f"The Ray cluster at {address} wants its token. Set RAY_AUTH_MODE=token and have the "
             "token of its head node (ray get-auth-token there) in ~/.ray/auth_token here."
@@ -222,22 +222,27 @@ def _why(error: Exception, address: str) -> str:
 
 def _room(nodes: Sequence[dict[str, Any]], settings: ClusterSettings) -> Cluster:
     """A worker needs all it takes on one node. `nodes`: as `ray.nodes()` tells of them."""
-    each = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    cpus, gpus = settings.cpus_per_worker, settings.gpus_per_worker
     there = [node["Resources"] for node in nodes if node["Alive"]]
-    room = sum(
-        min(int(node.get(name, 0.0) / need + 1e-9) for name, need in each.items() if need)
-        for node in there
-    )
+    room = sum(_fit(node.get("CPU", 0.0), node.get("GPU", 0.0), cpus, gpus) for node in there)
     workers = settings.workers or room
     if workers > room or not workers:
-        has, needs = (
-            f"{sum(node.get('CPU', 0.0) for node in some):g} CPUs and "
-            f"{sum(node.get('GPU', 0.0) for node in some):g} GPUs"
-            for some in (there, [each])
-        )
+        has = [sum(node.get(name, 0.0) for node in there) for name in ("CPU", "GPU")]
         raise EsnacError(
-            f"The cluster has {has} on {len(there)} {'node' if len(there) == 1 else 'nodes'}, room "
-            f"for {room} workers with {needs} each; asked for: {workers or 'at least 1'}. Ask for "
-            "less with --workers, --cpus-per-worker and --gpus-per-worker, or add nodes."
+            f"The cluster has {has[0]:g} CPUs and {has[1]:g} GPUs on {len(there)} nodes, room for "
+            f"{room} workers that take {cpus:g} and {gpus:g} each; asked for: {workers or 1}. Ask "
+            "for less with --workers, --cpus-per-worker and --gpus-per-worker, or add nodes."
         )
-    return Cluster(workers, settings.cpus_per_worker, settings.gpus_per_worker)
+    return Cluster(workers, cpus, gpus)
+
+
+def _fit(node_cpus: float, node_gpus: float, cpus: float, gpus: float) -> int:
+    """Workers on one node at a time."""
+    by_cpus = math.floor(node_cpus / cpus + 1e-9) if cpus else math.inf
+    if not gpus:
+        by_gpus = math.inf
+    elif gpus >= 1:
+        by_gpus = node_gpus // gpus
+    else:  # the shares of a worker are of one GPU
+        by_gpus = node_gpus // 1 * math.floor(1 / gpus + 1e-9)
+    return int(min(by_cpus, by_gpus))

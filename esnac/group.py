@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from esnac.errors import EsnacError
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Group:
     """`rank` of `size` processes of torch's default process group; as it stands, one alone.
 
-    All methods but `rows` are called by all ranks in the same order. Alone they do nothing.
+    `sum` and `from_first` are called by all ranks in the same order; alone they do nothing.
     """
 
     rank: int = 0
@@ -38,23 +38,16 @@ class Group:
         """Which of `count` rows are this rank's: all of a size, up to one; possibly none."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with all ranks' weights those of rank 0, and gradients their mean over ranks.
+    def share(self, count: int) -> tuple[slice, float]:
+        """The rows of a batch that this rank trains on, and the share of the loss that they bear.
 
-        Batch norm takes the statistics of a rank's own rows, as usual (Goyal et al. 2017, section
-        2.3); `average_buffers` joins the running ones.
+        A batch of fewer than two rows for each rank is trained on by all of them: some layers
+        cannot do with fewer.
         """
-        if self.size == 1:
-            return model
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-
-    def average_buffers(self, model: nn.Module) -> None:
-        """Running statistics become their mean over ranks."""
-        if self.size == 1:
-            return
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(self.sum(buffer) / self.size)
+        if count < 2 * self.size:
+            return slice(0, count), 1 / self.size
+        rows = self.rows(count)
+        return rows, (rows.stop - rows.start) / count
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks; `tensor` itself if alone, else another one."""

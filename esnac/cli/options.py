@@ -93,8 +93,8 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--address",
         metavar="WHERE",
-        help="a running cluster to join: auto, HOST:PORT or ray://HOST:PORT (default: one of its "
-        "own on this machine, for the time of the run)",
+        help="a running cluster to join: auto or HOST:PORT (default: one of its own on this "
+        "machine, for the time of the run)",
     )
     group.add_argument(
         "--cpus-per-worker",

@@ -29,8 +29,7 @@ def training_batches(
     leaves the images as they are. The last batch may be smaller, but a single image joins the
     batch before: batch norm cannot train on one.
 
-    A rank of a `group` gets its rows of each batch; where they are fewer than two, the others'
-    rows follow after its own. `batch_sizes` tells how many rows all ranks have together.
+    A rank of a `group` gets its share of each batch (`Group.share`).
     """
     train = data.train
     n, device = len(train), train.images.device
@@ -40,7 +39,7 @@ def training_batches(
     shuffled = None if order_generator is None else torch.randperm(n, generator=order_generator)
     order = (torch.arange(n) if shuffled is None else shuffled).to(device)
     for batch in order.split(batch_sizes(n, batch_size)):
-        indices = _share(batch, group)
+        indices = batch[group.share(len(batch))[0]]
         images = train.images.index_select(0, indices)  # 20 times faster than images[indices]
         if plan is not None:
             images = augment.apply(images, plan.rows(indices))
@@ -70,11 +69,3 @@ def batch_sizes(count: int, batch_size: int) -> list[int]:
     if len(sizes) > 1 and left == 1:
         sizes[-2:] = [sum(sizes[-2:])]
     return sizes
-
-
-def _share(batch: Tensor, group: Group) -> Tensor:
-    rows = group.rows(len(batch))
-    own = batch[rows]
-    if len(own) >= 2:
-        return own
-    return torch.cat([own, batch[: rows.start], batch[rows.stop :]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from esnac.data.batches import batch_sizes, training_batches
+from esnac.data.batches import training_batches
 from esnac.data.sets import DataSet
 from esnac.group import ALONE, Group
 from esnac.runtime import WantedPrecision, evaluating, mean_width, resolve_precision
@@ -67,17 +67,16 @@ class TeacherTargets:
             augmentation_seed=self.seed,
             epoch=epoch,
             memory_format=self._numerics.memory_format,
-            group=self._group,
         )
-        sizes = batch_sizes(count, self._batch_size)
         logits = torch.zeros(count, self._data.num_classes, device=self._device)
         done = 0
         with evaluating(self._teacher), self._numerics.autocast(self._device):
-            for size, (inputs, _, _) in zip(sizes, batches, strict=True):
-                rows = self._group.rows(size)
-                own = logits[done + rows.start : done + rows.stop]
-                own.copy_(self._teacher(inputs)[: len(own)])
-                done += size
+            for inputs, _, _ in batches:
+                own = inputs[self._group.rows(len(inputs))]
+                start = done + self._group.rows(len(inputs)).start
+                if len(own):
+                    logits[start : start + len(own)] = self._teacher(own)
+                done += len(inputs)
         return self._group.sum(logits)
 
     def _compact(self, logits: Tensor) -> Tensor:

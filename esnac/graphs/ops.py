@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from esnac.errors import EsnacError, UnknownNameError
 from esnac.graphs.arch_graph import Layer
@@ -207,9 +208,28 @@ def _part(part: type[Part], join: Join = "sum") -> Operation:
     return Operation(lambda layer, device: part(**layer.attributes), join=join)
 
 
+class StridedPointwise(nn.Conv2d):
+    """A strided 1x1 convolution that takes its pixels first where it trains in channels-last.
+
+    On a CPU only: what torch does itself damages memory there (`runtime.without_known_faults`).
+    """
+
+    #: Read by `runtime.without_known_faults`.
+    safe = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu" or x.is_contiguous():
+            return super().forward(x)
+        down, across = self.stride
+        return conv2d(x[:, :, ::down, ::across], self.weight, self.bias, groups=self.groups)
+
+
 def _conv(layer: Layer, device: torch.device | str | None) -> nn.Module:
     a = layer.attributes
-    return nn.Conv2d(
+    sizes = [set(a[name]) for name in ("kernel", "stride", "padding")]
+    strided_pointwise = sizes[0] == {1} and sizes[1] != {1} and sizes[2] == {0}
+    make = StridedPointwise if strided_pointwise else nn.Conv2d
+    return make(
         layer.in_shape[0],
         layer.out_shape[0],
         kernel_size=a["kernel"],

@@ -59,7 +59,7 @@ class _Tracer(fx.Tracer):
     record_stack_traces = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, ops.Part) or type(m).__name__ == "StochasticDepth":
+        if isinstance(m, ops.Part | ops.StridedPointwise) or type(m).__name__ == "StochasticDepth":
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from esnac.graphs.ops import TORCH_KINDS, Part
+from esnac.graphs.ops import TORCH_KINDS, Part, StridedPointwise
 
 
 class RefusedError(Exception):
@@ -157,6 +157,7 @@ def _linear(module: Any) -> tuple[str, dict[str, Any]]:
 
 _BY_CLASS = {
     nn.Conv2d: _conv,
+    StridedPointwise: _conv,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.GroupNorm: _group_norm,

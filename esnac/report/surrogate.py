@@ -19,10 +19,11 @@ LEAST_PAIRS = 3
 class SurrogateFigures:
     """Shares are fractions; None where nothing is known yet, or ever for engines without a model.
 
-    `trials` counts those with an expectation, in any state. Over the ones that are DONE
-    and were not stopped early, `rank_correlation` is Spearman's of expected and measured validation accuracy, `coverage` the
-    share measured within its central 90 % interval (nominal 0.90). `hit_rate` needs no model: the
-    share of steps, of those with a result after the first, whose best f beats all earlier steps.
+    `trials` counts those with an expectation, in any state. Over the ones that are DONE and were
+    not stopped early, `rank_correlation` is Spearman's of expected and measured validation
+    accuracy, `coverage` the share measured within its central 90 % interval (nominal 0.90).
+    `hit_rate` needs no model: the share of steps, of those with a result after the first, whose
+    best f beats all earlier steps.
     """
 
     trials: int = 0

@@ -6,6 +6,7 @@ Needs the extra `ray`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -41,7 +42,8 @@ class EmbeddingSearch(TuneSearcher):
             num_samples=160))
 
     `train` gets config["architecture"] (JSON of an `ArchGraph`, for `StudentNetwork`) and
-    config["trial"], and reports the validation accuracy, a fraction, under the name of the metric.
+    config["trial"], and reports the validation accuracy, a fraction, under the name `metric`: Tune
+    does not hand on that of the `TuneConfig`, so another name than "accuracy" is given here, too.
     The search ends after the searcher's own number of trials or after `num_samples`, whichever is
     less. Trials under evaluation count as pending; new ones are proposed while others are
     evaluated.
@@ -62,10 +64,8 @@ class EmbeddingSearch(TuneSearcher):
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        if config or mode not in (None, "max"):
-            return False  # the space is the searcher's own
         self._metric = metric or self._metric
-        return True
+        return not config and mode in (None, "max")  # the space is the searcher's own
 
     def suggest(self, trial_id: str) -> Any:
         trial = self._open().next()
@@ -77,9 +77,10 @@ class EmbeddingSearch(TuneSearcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        feed = self._open()  # which knows what runs
         trial = self._trials.pop(trial_id, None)
         if trial is not None:
-            self._open().take(trial, self._outcome(trial_id, trial, None if error else result))
+            feed.take(trial, self._outcome(trial_id, trial, None if error else result))
 
     def save(self, checkpoint_path: str) -> None:
         """As JSON: no pickle."""
@@ -110,10 +111,10 @@ class EmbeddingSearch(TuneSearcher):
         return {"trial": trial.to_plain(), "architecture": architecture}
 
     def _outcome(self, trial_id: str, trial: Trial, result: dict[str, Any] | None) -> Outcome:
-        if result is None or self._metric not in result:
+        accuracy = float((result or {}).get(str(self._metric), math.nan))
+        if result is None or math.isnan(accuracy):
             return Outcome(reason=f"The trial ended without a value of {self._metric!r}.")
-        seconds = float(result.get("time_total_s", 0.0))
-        return Outcome(accuracy=float(result[self._metric]), seconds=seconds)
+        return Outcome(accuracy=accuracy, seconds=float(result.get("time_total_s", 0.0)))
 
 
 class _RunSearch(EmbeddingSearch):
@@ -172,7 +173,7 @@ class _RunSearch(EmbeddingSearch):
         if result["saved"]:
             self._fetch(trial.number)
         return Outcome(
-            accuracy=result["accuracy"],
+            accuracy=result["kept"] if result["saved"] else result["accuracy"],
             seconds=result["seconds"],
             stopped_after=None if result["saved"] else int(result["training_iteration"]),
             curve=tuple(self._curves.pop(trial_id, [])),
@@ -247,15 +248,14 @@ class StudentTrial(tune.Trainable):
             outcome = evaluation.advance()
         reason = None if outcome is None else outcome.reason
         saved = outcome is not None and reason is None
-        accuracy = evaluation.accuracy
-        if outcome is not None:
-            accuracy = outcome.accuracy or 0.0
+        accuracy = 0.0 if reason else evaluation.accuracy
         if saved:
             folder = self._student(self._number)
             files = {name: (folder / name).read_bytes() for name in students.FILES}
             ray.get(self._mailbox.put.remote(self._number, files))
         return {
             "accuracy": accuracy,
+            "kept": None if outcome is None else outcome.accuracy,
             "value": self._weight * accuracy,
             "seconds": evaluation.seconds,
             "reason": reason,

@@ -34,6 +34,7 @@ from esnac.training.checkpoints import Checkpoint
 from esnac.training.evaluate import accuracy
 from esnac.training.schedules import learning_rate
 from esnac.training.settings import TrainingSettings
+from esnac.training.together import joined
 
 #: loss(logits B x classes float32, labels B, targets B x classes or None) -> scalar
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -224,9 +225,10 @@ def _epoch(run: _Run, epoch: int, targets: Targets | None) -> EpochRecord:
     wanted = None if targets is None else targets.epoch(epoch)
     trained = time.perf_counter()
     others = (run.group.rank,) if run.group.rank else ()  # dropout differs from rank to rank
-    with seeded(derive_seed(run.seed, "noise", epoch, *others), run.device):
-        mean_loss, rate = _train(run, epoch, wanted)
-    run.group.average_buffers(run.model)
+    noise = derive_seed(run.seed, "noise", epoch, *others)
+    # Joined anew in every epoch, so that gradients are summed as they are after a resume.
+    with seeded(noise, run.device), joined(run.model, run.group) as model:
+        mean_loss, rate = _train(run, model, epoch, wanted)
     speed = len(run.data.train) / (time.perf_counter() - trained)
     correct = _validate(run)
     seconds = time.perf_counter() - start
@@ -244,14 +246,13 @@ def _validate(run: _Run) -> float:
     return round(total.item()) / len(images)
 
 
-def _train(run: _Run, epoch: int, targets: Tensor | None) -> tuple[float, float]:
+def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> tuple[float, float]:
     """One pass over the training images: mean loss, and learning rate of the last step."""
     settings, count = run.settings, len(run.data.train)
     steps_per_epoch = math.ceil(count / settings.batch_size)
     look = CHECK_EVERY.get(run.device.type, 1)
     total = torch.zeros((), device=run.device)
     rate = settings.learning_rate
-    model = run.group.wrap(run.model)  # anew, so that an epoch sums as it does after a resume
     model.train()
     sizes = batch_sizes(count, settings.batch_size)
     batches = training_batches(
@@ -286,31 +287,23 @@ def _step(
     rate: float,
     size: int,
 ) -> Tensor:
-    """One step on a batch of `size` images on all ranks; the summed loss of this rank's."""
+    """One step on a batch of `size` images of all ranks, of which this one has `inputs`.
+
+    Returns what its images add to the sum of the losses of all.
+    """
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     with run.numerics.autocast(run.device):
         logits = model(inputs)
-    value, count = _own_loss(run, logits.float(), labels, targets, size)
+    value = run.loss(logits.float(), labels, targets)
+    _, part = run.group.share(size)
     run.optimizer.zero_grad()
-    # The group takes the mean over ranks: so it is the gradient of the mean over all images.
-    (value * (count * run.group.size / size)).backward()
+    # Gradients become their mean over ranks: that of the mean loss of all images.
+    (value * (part * run.group.size)).backward()
     if run.settings.clip_norm is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
     run.optimizer.step()
-    return value.detach() * count
-
-
-def _own_loss(
-    run: _Run, logits: Tensor, labels: Tensor, targets: Tensor | None, size: int
-) -> tuple[Tensor, int]:
-    """The mean loss of this rank's rows, which come first, and how many they are."""
-    rows = run.group.rows(size)
-    count = rows.stop - rows.start
-    if not count:
-        return 0 * logits.sum(), 0
-    wanted = None if targets is None else targets[:count]
-    return run.loss(logits[:count], labels[:count], wanted), count
+    return value.detach() * (part * size)
 
 
 def window(inputs: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,9 @@ from torch import nn
 
 from esnac.errors import EsnacError, UnknownNameError
 from esnac.graphs import ops
-from esnac.graphs.arch_graph import INPUT, Layer
+from esnac.graphs.arch_graph import INPUT, ArchGraph, Layer
+from esnac.graphs.network import StudentNetwork
+from esnac.runtime import Numerics, without_known_faults
 
 
 def layer(kind: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...], **attributes) -> Layer:
@@ -114,3 +116,39 @@ def test_an_unknown_kind_names_the_nearest() -> None:
 def test_a_layer_that_cannot_be_built_is_named(broken: Layer, reason: str) -> None:
     with pytest.raises(EsnacError, match=rf"'name' \({broken.kind}\) cannot be built.*{reason}"):
         ops.build(broken)
+
+
+POINTWISE = {"kernel": (1, 1), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}
+
+
+@pytest.mark.parametrize(("reads", "makes", "groups"), [(16, 32, 1), (13, 29, 1), (8, 12, 4)])
+def test_strided_pointwise_convolutions_train_like_torchs(
+    reads: int, makes: int, groups: int
+) -> None:
+    shapes = (reads, 9, 9), (makes, 5, 5)
+    ours = ops.build(layer("conv", *shapes, groups=groups, bias=True, **POINTWISE))
+    assert isinstance(ours, nn.Conv2d)
+    theirs = nn.Conv2d(reads, makes, 1, stride=2, groups=groups)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, reads, 9, 9, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        assert torch.equal(ours.train(training)(x), theirs(x))
+    grads = [torch.autograd.grad(m(x).square().sum(), m.weight)[0] for m in (ours.train(), theirs)]
+    torch.testing.assert_close(*grads)
+
+
+def test_strided_pointwise_convolutions_train_in_channels_last() -> None:
+    """Torch's own would write past its buffers here (`runtime.without_known_faults`)."""
+    down = layer("conv", (5, 32, 32), (13, 16, 16), groups=1, bias=False, **POINTWISE)
+    student = StudentNetwork(ArchGraph((down,), (5, 32, 32)))
+    numerics = Numerics(torch.float32, channels_last=True)
+    assert without_known_faults(numerics, student, torch.device("cpu")).channels_last
+    x = torch.randn(8, 5, 32, 32, generator=torch.Generator().manual_seed(0))
+    student.to(memory_format=torch.channels_last)
+    student(x.to(memory_format=torch.channels_last)).square().sum().backward()
+    (weight,) = student.parameters()
+    assert weight.grad is not None
+    plain = x[:, :, ::2, ::2]
+    y = torch.einsum("oi,nihw->nohw", weight[:, :, 0, 0].detach(), plain)
+    expected = 2 * torch.einsum("nohw,nihw->oi", y, plain)
+    torch.testing.assert_close(weight.grad[:, :, 0, 0], expected, rtol=1e-4, atol=1e-2)

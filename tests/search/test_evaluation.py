@@ -79,7 +79,9 @@ def test_the_student_has_learnt_from_the_teachers_logits(
     assert after < 0.5 * before
 
 
-def test_a_trial_is_a_function_of_seed_and_number(make_evaluator: Make, make_trials: Trials) -> None:
+def test_a_trial_is_a_function_of_seed_and_number(
+    make_evaluator: Make, make_trials: Trials
+) -> None:
     evaluator = make_evaluator()
     first, other, _ = make_trials(evaluator.space)
     alone = evaluator(first).accuracy
@@ -100,7 +102,9 @@ def test_the_teachers_weights_are_not_touched(make_evaluator: Make, make_trials:
         assert torch.equal(tensor, before[name])
 
 
-def test_a_loss_that_explodes_is_a_failure_with_a_reason(make_evaluator: Make, make_trials: Trials) -> None:
+def test_a_loss_that_explodes_is_a_failure_with_a_reason(
+    make_evaluator: Make, make_trials: Trials
+) -> None:
     evaluator = make_evaluator(training={"optimizer": "sgd", "learning_rate": 1e30})
     outcome = evaluator(make_trials(evaluator.space, 1)[0])
     assert (outcome.state, outcome.accuracy) == ("FAILED", None)

@@ -1,4 +1,4 @@
-"""Who gets which trial when, what is recorded and in which order, whoever evaluates and how fast."""
+"""Who gets which trial when, and what is recorded in which order, however fast it is evaluated."""
 
 from __future__ import annotations
 
@@ -288,13 +288,14 @@ def test_an_exhausted_space_ends_the_search(
     assert states(rows) == once(15)
 
 
-def test_a_fault_while_proposing_comes_out(make_searcher: Callable[..., Searcher]) -> None:
+def test_a_fault_while_proposing_comes_out(
+    make_searcher: Callable[..., Searcher], made_up: Evaluate
+) -> None:
     searcher = make_searcher("random")
     searcher.ask = lambda n: 1 // 0
     feed = StreamingFeed(searcher, lambda rows: None, workers=2)
     with pytest.raises(ZeroDivisionError):
-        while True:
-            feed.next()
+        drive(feed, made_up, random.Random(0))
 
 
 def test_close_ends_the_thread(make_searcher: Callable[..., Searcher]) -> None:

@@ -86,9 +86,9 @@ def run(
     )
 
 
-def gradient(group: Group, count: int, **changes: Any) -> Tensor:
+def gradient(group: Group, count: int, norm: bool = False, **changes: Any) -> Tensor:
     """Of the mean loss of `count` images, by what one step moves."""
-    model = make_model()
+    model = make_model(norm=norm)
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     run(model, make_data(count), dataclasses.replace(ONE_STEP, **changes), group)
     return before - nn.utils.parameters_to_vector(model.parameters()).detach()
@@ -98,6 +98,8 @@ GRADIENTS: dict[str, dict[str, Any]] = {
     "even": {"count": 60},
     "uneven": {"count": 61},
     "one row each at the most": {"count": 2},
+    "norms": {"count": 61, "norm": True},
+    "norms of few rows": {"count": 3, "norm": True},
     "distilled": {"count": 61, "distillation": "soft_targets"},
     "clipped": {"count": 61, "clip_norm": 0.01},
 }
@@ -119,11 +121,11 @@ def trained(group: Group, **more: Any) -> dict[str, Any]:
 
 
 def plain(group: Group) -> dict[str, Any]:
-    """The same without norms and dropout, as one process would train it."""
-    model = make_model()
-    result = run(model, make_data(99), SETTINGS, group)
+    """The same without dropout, as one process would train it; 8 images in the last batch."""
+    model = make_model(norm=True)
+    result = run(model, make_data(104), SETTINGS, group)
     return {
-        "weights": nn.utils.parameters_to_vector(model.parameters()).detach(),
+        "weights": model.state_dict(),
         "accuracy": result.accuracy,
         "loss": [record.loss for record in result.history],
     }
@@ -235,8 +237,9 @@ def test_many_steps_are_those_of_one_process(ranks: Ranks) -> None:
     expected = plain(ALONE)
     for rank in ranks:
         found = rank["plain"]
-        torch.testing.assert_close(found["weights"], expected["weights"], rtol=0, atol=1e-5)
-        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        for name, tensor in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], tensor, rtol=1e-4, atol=1e-4)
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
         assert found["accuracy"] == expected["accuracy"]
 
 
@@ -295,17 +298,15 @@ def test_ranks_share_each_batch(count: int, sizes: list[int]) -> None:
 
     assert batch_sizes(count, 16) == sizes
     whole = batches(ALONE)
-    ranks = [Group(rank, 3) for rank in range(3)]
-    parts = [batches(rank) for rank in ranks]
+    parts = [batches(Group(rank, 3)) for rank in range(3)]
     for number, size in enumerate(sizes):
         for field in range(3):
-            own = []
-            for rank, part in zip(ranks, parts, strict=True):
-                rows = rank.rows(size)
-                tensor = part[number][field]
-                assert len(tensor) >= 2, "batch norm cannot train on one"
-                own.append(tensor[: rows.stop - rows.start])
-            assert torch.equal(torch.cat(own), whole[number][field])
+            found = [part[number][field] for part in parts]
+            expected = whole[number][field]
+            if size < 6:  # some layers cannot do with one row
+                assert all(torch.equal(rows, expected) for rows in found)
+            else:
+                assert torch.equal(torch.cat(found), expected)
 
 
 if __name__ == "__main__":

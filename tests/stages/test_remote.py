@@ -1,0 +1,190 @@
+"""Final stages as Ray tasks: what comes back is what they would have done in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from torch import nn
+
+from esnac.cluster import Cluster, ClusterSettings, connected
+from esnac.data import DataSet
+from esnac.distillation.targets import TeacherTargets
+from esnac.errors import TrainingError
+from esnac.graphs import student as students
+from esnac.graphs.arch_graph import ArchGraph
+from esnac.graphs.network import StudentNetwork, teacher_weights
+from esnac.graphs.trace import trace
+from esnac.group import ALONE
+from esnac.runtime import derive_seed
+from esnac.stages._base import StageContext, StageResult
+from esnac.stages.full_training import CHECKPOINT, FullTraining
+from esnac.stages.remote import Job, Workshop, run_stages
+from esnac.training import TrainingSettings, accuracy
+
+SEED = 7
+CPU = torch.device("cpu")
+TRAINING = TrainingSettings(
+    epochs=2,
+    batch_size=32,
+    learning_rate=0.05,
+    precision="float32",
+    distillation="soft_targets",
+)
+
+# Workers do not see this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def network(seed: int, width: int = 8) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Dropout(0.2), nn.Flatten(), nn.Linear(width * 64, 3),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Teacher:
+    graph: ArchGraph
+    weights: dict[str, torch.Tensor]
+    targets: TeacherTargets
+
+    @classmethod
+    def of(cls, module: nn.Module, data: DataSet) -> Teacher:
+        graph = trace(module, data.input_shape)
+        weights = teacher_weights(graph, module.state_dict())
+        seed = derive_seed(SEED, "augmentation")
+        student = StudentNetwork(graph, weights).eval()
+        return cls(graph, weights, TeacherTargets(student, data, seed, CPU))
+
+    def workshop(self, data: DataSet) -> Workshop:
+        return Workshop.of(data, self.graph, self.weights, self.targets, "auto", SEED)
+
+
+@pytest.fixture(scope="module")
+def data(bars: DataSet) -> DataSet:
+    return bars.to(CPU)
+
+
+@pytest.fixture(scope="module")
+def teacher(data: DataSet) -> Teacher:
+    return Teacher.of(network(9, width=12), data)
+
+
+def finalists(folder: Path, count: int) -> dict[int, tuple[Path, Path]]:
+    """Sources and targets, each source another student."""
+    found = {}
+    for index in range(count):
+        source = folder / "trials" / str(index)
+        students.save(source, StudentNetwork(trace(network(index), (1, 8, 8))))
+        found[index] = source, folder / "finalists" / str(index)
+    return found
+
+
+def figures(result: StageResult) -> dict[str, Any]:
+    return {k: v for k, v in vars(result).items() if k not in ("path", "seconds")}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    return (one / students.WEIGHTS).read_bytes() == (other / students.WEIGHTS).read_bytes()
+
+
+@dataclass(frozen=True)
+class Sometimes:
+    """Full training, but finalist 1 diverges, 2 has a fault and 3 kills its worker every time."""
+
+    honest: FullTraining = field(default_factory=lambda: FullTraining(TRAINING))
+    name: str = "train"
+
+    def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
+        if context.index == 1:
+            raise TrainingError("The loss is not finite.")
+        if context.index == 2:
+            raise ValueError("first line\nlast line")
+        if context.index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.honest.run(source, target, context)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with connected(ClusterSettings("ray", workers=2)) as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+def test_finalists_end_as_in_this_process_and_fail_alone(
+    cluster: Cluster, data: DataSet, teacher: Teacher, tmp_path: Path
+) -> None:
+    given = finalists(tmp_path, 5)
+    found: dict[int, StageResult | str] = {}
+
+    def report(index: int, result: StageResult | str) -> None:
+        assert index not in found
+        found[index] = result
+
+    run_stages(Sometimes(), given, teacher.workshop(data), cluster, report, retries=1)
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    for index in (0, 4):
+        source, target = given[index]
+        here = tmp_path / "here" / str(index)
+        context = StageContext(data, teacher.targets, CPU, SEED, index)
+        wanted = FullTraining(TRAINING).run(source, here, context)
+        result = found[index]
+        assert isinstance(result, StageResult)
+        assert figures(result) == figures(wanted)
+        assert result.path == target
+        assert same_weights(target, here)
+    assert found[1] == "The loss is not finite."
+    assert "last line" in found[2]
+    assert "worker was lost" in found[3]
+    left = {path.name for path in (tmp_path / "finalists").iterdir()}
+    assert left == {"0", "4"}, "no mark of the driver, nothing of what failed"
+
+
+def test_without_finalists_nothing_is_started(tmp_path: Path) -> None:
+    run_stages(FullTraining(TRAINING), {}, None, None, lambda index, result: pytest.fail("why"))
+
+
+@pytest.mark.parametrize("sees_the_run", [True, False])
+def test_a_worker_leaves_its_files_in_the_run_or_sends_them(
+    sees_the_run: bool, data: DataSet, teacher: Teacher, tmp_path: Path
+) -> None:
+    ((source, target),) = finalists(tmp_path, 1).values()
+    mark = tmp_path / "mark"
+    if sees_the_run:
+        mark.touch()
+    files = {name: (source / name).read_bytes() for name in students.FILES}
+    job = Job(FullTraining(TRAINING), files, target, mark, 0)
+    result, sent = job.run(teacher.workshop(data), CPU, ALONE)
+    assert target.exists() == sees_the_run
+    if sees_the_run:
+        assert sent is None
+        assert (target / CHECKPOINT).exists(), "a second try goes on from it"
+    else:
+        assert not result.path.exists()
+        for name, content in sent.items():
+            target.mkdir(exist_ok=True, parents=True)
+            (target / name).write_bytes(content)
+    assert accuracy(students.load(target), data.test, data) == result.accuracy
+
+
+def test_a_workshop_makes_the_context_it_was_made_of(data: DataSet, teacher: Teacher) -> None:
+    context = teacher.workshop(data).context(CPU, 3)
+    assert (context.seed, context.index, context.targets.seed) == (SEED, 3, teacher.targets.seed)
+    assert torch.equal(context.data.test.images, data.test.images)
+    for epoch in (0, 1):
+        assert torch.equal(context.targets.epoch(epoch), teacher.targets.epoch(epoch))
+    assert not torch.equal(context.targets.epoch(0), context.targets.epoch(1)), "augmented"
+    still = replace(data, padding=0, flip=False)
+    assert teacher.workshop(still).context(CPU, 0).data.padding == 0
