@@ -1,4 +1,4 @@
-"""Engines on a real task: CIFAR-10, a ResNet-20 teacher, 48 evaluations of 2 epochs on 10,000 images.
+"""Engines on a real task: CIFAR-10, ResNet-20 teacher, 48 evaluations, 2 epochs of 10,000 images.
 
 Runs the product's own command for every engine and seed, one thread each, some at a time; what is
 there already is gone on with or left alone, so it may be stopped at any time and called again.
