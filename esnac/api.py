@@ -108,27 +108,25 @@ def start(
     if warm_start is not None and resume:
         raise RunError("A run is started warm, not resumed so: leave --warm-start out.")
     earlier = None if warm_start is None else Earlier.of_run(warm_start)
-    with (
-        _workers(cluster) as workers,
-        _opened(choices, folders, suffix, resume) as (run, settings),
-    ):
-        _check_mode(settings, workers)
+    with _opened(choices, folders, suffix, resume) as (run, settings):
+        _check_mode(settings, cluster)
         if earlier is not None:
             earlier.save(run.path / EARLIER)
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
         if not resume:  # before hours are spent on a teacher
             graph = trace(new_network(settings, data), data.input_shape)
             _check_goal(graph, settings, where, earlier)
-        teacher = prepare_teacher(
-            settings,
-            data,
-            folders,
-            where,
-            weights or _recorded_file(run),
-            recipe_set="teacher" in explicit_settings(choices),
-            may_train=not _recorded_teacher(run),
-        )
-        _run(run, settings, data, teacher, where, workers)
+        with _workers(cluster, settings) as workers:
+            teacher = prepare_teacher(
+                settings,
+                data,
+                folders,
+                where,
+                weights or _recorded_file(run),
+                recipe_set="teacher" in explicit_settings(choices),
+                may_train=not _recorded_teacher(run),
+            )
+            _run(run, settings, data, teacher, where, workers)
         return run.path
 
 
@@ -142,9 +140,9 @@ def finish(
 ) -> None:
     """`esnac finish`: ends the search where it stands and trains the best students fully."""
     where = resolve_device(device)
-    with _workers(cluster) as workers, Run.open(path, write=True) as run:
+    with Run.open(path, write=True) as run:
         settings = build(RunSettings, run.settings, where=str(path))
-        _check_finish(settings, workers)
+        _check_finish(settings, cluster)
         if not any(event.get("state") == "DONE" for event in run.events()):
             raise RunError(
                 f"{path} has no finished evaluation yet. Resume its search first: --resume."
@@ -162,7 +160,8 @@ def finish(
         targets = _targets(teacher, settings, data, where)
         searcher = _searcher(run, teacher, settings, where)
         restore(searcher, run.events())
-        _finish(run, settings, data, teacher, targets, searcher, where, workers)
+        with _workers(cluster, settings) as workers:
+            _finish(run, settings, data, teacher, targets, searcher, where, workers)
 
 
 def run_search(
@@ -195,6 +194,7 @@ def run_search(
         names = {"network": type(model).__name__, "dataset": data.name, "preset": "quick"}
         own = merge(names, own)
         settings = build(RunSettings, merge(preset(own["preset"], len(data.train)), own))
+    _check_mode(settings, cluster)
     root = Path(runs).absolute()
     name = name or run_name(settings.network, settings.dataset, str(settings.seed))
     if Path(name).name != name:
@@ -204,9 +204,8 @@ def run_search(
     data = data.to(where)
     if not resume:
         _check_goal(trace(model, data.input_shape), settings, where, None)
-    teacher = measured_teacher(model, data, where)
-    with _workers(cluster) as workers:
-        _check_mode(settings, workers)
+    with _workers(cluster, settings) as workers:
+        teacher = measured_teacher(model, data, where)
         opened = Run.resume(root, name) if resume else Run.create(root, name, to_plain(settings))
         with opened as run:
             _refuse_other(run, to_plain(settings))
@@ -215,32 +214,37 @@ def run_search(
 
 
 @contextmanager
-def _workers(settings: ClusterSettings | None) -> Iterator[Cluster | None]:
-    """The cluster that the settings ask for; None for this process alone."""
-    if settings is None or settings.executor == "serial":
+def _workers(cluster: ClusterSettings | None, settings: RunSettings) -> Iterator[Cluster | None]:
+    """The cluster that is asked for; None for this process alone."""
+    if _alone(cluster):
         yield None
         return
-    with connected(settings) as cluster:
-        yield cluster
+    assert cluster is not None
+    with connected(cluster) as joined:
+        if settings.finish.workers > joined.workers:
+            raise SettingsError(
+                f"finish.workers = {settings.finish.workers}, but the cluster has "
+                f"{joined.workers} at a time. Set fewer, or add --workers and nodes."
+            )
+        yield joined
 
 
-def _check_mode(settings: RunSettings, cluster: Cluster | None) -> None:
+def _alone(cluster: ClusterSettings | None) -> bool:
+    return cluster is None or cluster.executor == "serial"
+
+
+def _check_mode(settings: RunSettings, cluster: ClusterSettings | None) -> None:
     """Raises SettingsError for what one process cannot do."""
     for key, value in (("mode", "asynchronous"), ("early_stopping", "asha")):
-        if cluster is None and getattr(settings.search, key) == value:
+        if _alone(cluster) and getattr(settings.search, key) == value:
             raise SettingsError(f"search.{key} = {value!r} needs workers: add --executor ray.")
     _check_finish(settings, cluster)
 
 
-def _check_finish(settings: RunSettings, cluster: Cluster | None) -> None:
+def _check_finish(settings: RunSettings, cluster: ClusterSettings | None) -> None:
     workers = settings.finish.workers
-    if cluster is None and workers > 1:
+    if workers > 1 and _alone(cluster):
         raise SettingsError(f"finish.workers = {workers} needs workers: add --executor ray.")
-    if cluster is not None and workers > cluster.workers:
-        raise SettingsError(
-            f"finish.workers = {workers}, but the cluster has {cluster.workers} at a time. Set "
-            "fewer, or raise --workers."
-        )
 
 
 @contextmanager

@@ -9,8 +9,10 @@ next. Needs the extra `ray`; a minute or two on two cores.
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from sklearn.datasets import load_digits
@@ -48,8 +50,9 @@ def train(config: dict[str, Any], epochs: int) -> None:
     tune.report({"accuracy": fit(student, epochs)})
 
 
-def main(epochs: int = 20, workers: int = 2, **search: Any) -> float:
-    """Returns the best student's f."""
+def main(epochs: int = 20, workers: int = 2, address: str = "local", **search: Any) -> None:
+    """`address`: "local" for a Ray of its own, "auto" for the cluster that this machine is in."""
+    ray.init(address=address)
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for before, after in ((1, 32), (32, 32), (32, 32)):
@@ -70,13 +73,12 @@ def main(epochs: int = 20, workers: int = 2, **search: Any) -> float:
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(verbose=0),
+        run_config=tune.RunConfig(storage_path=tempfile.mkdtemp(), verbose=0),
     )
     results = tuner.fit()
     best = searcher.best()[0]
     print(f"teacher: {searcher.teacher_cost.params:,} parameters, accuracy {100 * accuracy:.2f} %")
     print(f"best of {len(results)} students: {best.params:,} parameters, f {searcher.f(best):.4f}")
-    return searcher.f(best)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,12 +32,19 @@ def joined(model: nn.Module, group: Group) -> Iterator[nn.Module]:
     for layer in norms:
         layer.forward = partial(_normalise, layer, group)  # type: ignore[method-assign]
     try:
-        yield nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        yield _parallel(model)
     finally:
         for layer in norms:
             del layer.forward
     for buffer in model.buffers():
         distributed.broadcast(buffer, 0)
+
+
+def _parallel(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        # Its successor `forward_sync_buffers` is not in all versions.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def _normalise(layer: Norm, group: Group, x: Tensor) -> Tensor:
