@@ -15,7 +15,7 @@ from torch import nn
 
 import esnac
 from esnac import api, data, preparation
-from esnac.errors import EsnacError, RunError
+from esnac.errors import EsnacError, RunError, SettingsError
 from esnac.search import evaluation
 from esnac.settings import to_plain
 
@@ -132,7 +132,7 @@ def test_a_failing_trial_does_not_end_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every second trial is trained at a rate that makes its loss infinite."""
-    calls, honest = [], evaluation.fit
+    calls, honest = [], evaluation.Training
 
     def sometimes(model, images, settings, **more):
         calls.append(settings)
@@ -140,13 +140,21 @@ def test_a_failing_trial_does_not_end_the_search(
             return honest(model, images, settings, **more)
         return honest(model, images, replace(settings, learning_rate=1e30), **more)
 
-    monkeypatch.setattr(evaluation, "fit", sometimes)
+    monkeypatch.setattr(evaluation, "Training", sometimes)
     path = api.start(choices(), folders(tmp_path), device=DEVICE)
     failed = [e for e in events(path) if e.get("state") == "FAILED"]
     assert [event["trial"] for event in failed] == [1, 3, 5]
     assert "not finite" in failed[0]["reason"]
     assert not (path / "trials" / "0001").exists()
     assert len([e for e in events(path) if e["event"] == "stage"]) == 2
+
+
+def test_finalists_are_trained_together_only_on_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="finish.workers = 2 needs workers: add --executor ray"):
+        api.start(choices("finish.workers=2"), folders(tmp_path), device=DEVICE)
+    assert not list((tmp_path / "runs").glob("*"))
+    with pytest.raises(SettingsError, match="finish.workers must be at least 1"):
+        preparation.resolve_settings(choices("finish.workers=0"), folders(tmp_path))
 
 
 def test_run_search_on_a_module_and_tensors_of_the_user(tmp_path: Path) -> None:

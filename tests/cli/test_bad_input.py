@@ -16,7 +16,7 @@ from esnac.graphs.space import Space
 from esnac.graphs.trace import trace
 from esnac.runs import Run
 from esnac.search.earlier import save_teacher
-from esnac.search.loop import proposed
+from esnac.search.feed import proposed
 from esnac.search.trial import Trial
 from esnac.search_spaces import SpaceSettings
 
