@@ -184,20 +184,19 @@ def test_results_that_come_while_proposals_are_made_are_recorded_after_them(
     rows: Rows = []
     background = Later()
     searcher = make_searcher("random")
-    feed = StreamingFeed(searcher, rows.extend, workers=2, background=background)
-    first, second = feed.next(), feed.next()
+    feed = StreamingFeed(searcher, rows.extend, workers=3, background=background)
+    running = [feed.next() for _ in range(3)]
     background.at_once = False
-    third = feed.next()  # starts the next call
-    assert (third.number, len(rows), len(background.calls)) == (2, 3, 2)
-    feed.take(second, made_up(second))
-    feed.take(first, made_up(first))
+    running.append(feed.next())  # starts the next call
+    assert (len(running), len(rows), len(background.calls)) == (4, 4, 2)
+    for number in (1, 2, 0):
+        feed.take(running[number], made_up(running[number]))
     assert feed.next() is None
-    assert (len(rows), searcher.outcomes) == (3, {})
+    assert (len(rows), searcher.outcomes) == (4, {})
     background.calls[1].over = True
-    assert feed.next().number == 3
-    assert states(rows[:3]) == [(number, "PROPOSED") for number in range(3)]
-    assert [(row["trial"], row["state"]) for row in rows[3:]] == [
-        (3, "PROPOSED"), (1, "DONE"), (0, "DONE"),
+    assert feed.next().number == 4
+    assert [(row["trial"], row["state"]) for row in rows[4:]] == [
+        (4, "PROPOSED"), (1, "DONE"), (2, "DONE"), (0, "DONE"),
     ]  # fmt: skip
 
 
@@ -212,11 +211,20 @@ def test_the_journal_says_what_each_proposal_knew(
     assert states(rows) == once(12)
     first = {row["step"]: at for at, row in reversed([*enumerate(rows)]) if "step" in row}
     assert len(first) > 3
-    for step, at in first.items():
+    for step, at in [*first.items()][::3]:
         wanted = [trial for trial in searcher.trials if trial.step == step]
         again = make_searcher(engine)
         restore(again, rows[:at])
         assert again.ask(len(wanted)) == wanted
+    since, steps = {}, 0
+    for row in rows:
+        if row["state"] == "PROPOSED":
+            steps = row["step"] + 1
+        else:
+            since[row["trial"]] = steps
+    again = make_searcher(engine)
+    restore(again, rows)
+    assert searcher._since == again._since == since
 
 
 @pytest.mark.parametrize("cut", range(0, 25, 4))
