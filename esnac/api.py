@@ -542,6 +542,7 @@ def _finish(
             report,
             retries=settings.search.retries,
             together=settings.finish.workers,
+            in_order=settings.search.mode == "synchronous",
         )
     if failures:
         raise TrainingError(f"{run.path}: full training failed for {'; '.join(failures)}")

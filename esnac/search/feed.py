@@ -226,7 +226,7 @@ class StreamingFeed(_Base):
         for trial, outcome in self._held:
             self._tell(trial, outcome)
         self._held.clear()
-        if len(self._searcher.outcomes) >= self._searcher.settings.batch:
+        if len(self._searcher.outcomes) >= max(self._searcher.settings.batch, self._workers):
             self._check_success()
 
 

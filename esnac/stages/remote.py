@@ -113,10 +113,12 @@ def run_stages(
     *,
     retries: int = 2,
     together: int = 1,
+    in_order: bool = False,
 ) -> None:
     """Runs `stage` on each finalist (index: source and target folder) and reports as they end.
 
-    `together` workers share the work on one finalist.
+    `together` workers share the work on one finalist. Reports may be wanted `in_order` of the
+    finalists.
 
     A report is the result, or in one line why there is none. A task whose worker is lost is tried
     again up to `retries` times. Workers that see the run's folder keep their checkpoints there, so
@@ -143,7 +145,7 @@ def run_stages(
                 files = _read(source)
                 job = Job(stage, files, target, mark, index)
                 running[work.remote(job, [shared], cluster, together, retries)] = index
-            (task,), _ = ray.wait(list(running))
+            (task,), _ = ray.wait(list(running)[:1] if in_order else list(running))
             index = running.pop(task)
             report(index, _outcome(task, finalists[index][1]))
     finally:
