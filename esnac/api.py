@@ -238,6 +238,14 @@ def _check_mode(settings: RunSettings, cluster: ClusterSettings | None) -> None:
     for key, value in (("mode", "asynchronous"), ("early_stopping", "asha")):
         if _alone(cluster) and getattr(settings.search, key) == value:
             raise SettingsError(f"search.{key} = {value!r} needs workers: add --executor ray.")
+    limits = settings.objective
+    timed = limits.max_latency is not None
+    timed |= limits.kind == "pareto" and "latency" in limits.measures
+    if timed and cluster is not None and cluster.executor == "ray" and cluster.address is None:
+        raise SettingsError(
+            "Latency cannot be measured while workers use the machine: leave --workers out, or "
+            "join a cluster with --address."
+        )
     _check_finish(settings, cluster)
 
 
@@ -363,7 +371,7 @@ def _run(
             def record(rows: Sequence[dict[str, Any]]) -> None:
                 run.append_many(rows)
                 for row in rows:
-                    if row.get("state") == "DONE":
+                    if row.get("state") == "DONE" and "stopped_after" not in row:
                         scalars.trial(row)
 
             def progress(searcher: Searcher) -> None:
@@ -489,6 +497,11 @@ def _finish(
     chosen = [event["trials"] for event in events if event["event"] == "finalists"]
     if not chosen:
         chosen = [[trial.number for trial in searcher.best(settings.finish.finalists)]]
+        if not chosen[0]:
+            raise RunError(
+                f"{run.path} has no student whose evaluation went to its end. Resume its search "
+                "first: --resume."
+            )
         run.append("finalists", trials=chosen[0])
     ready = {event["index"] for event in events if event["event"] == "stage"}
     failures: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -115,12 +116,12 @@ def without_known_faults(numerics: Numerics, model: nn.Module, device: torch.dev
     On CPUs, the backward pass of a strided 1x1 convolution in channels-last writes past its
     buffers when a channel count is no multiple of 8 (torch 2.13, AVX2: stride 2, 4 to 33 channels,
     sides 8 and 32 crash; 3x3, stride 1, multiples of 8 and the forward pass do not). Layers with an
-    attribute `safe` go round it.
+    attribute `trains_in_channels_last` go round it.
     """
     if device.type != "cpu" or not numerics.channels_last:
         return numerics
     for layer in model.modules():
-        if getattr(layer, "safe", False):
+        if getattr(layer, "trains_in_channels_last", False):
             continue
         if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1}:
             odd = layer.in_channels % 8 or layer.out_channels % 8
@@ -160,6 +161,11 @@ def mean_width(model: nn.Module, input_shape: Sequence[int], device: torch.devic
             handle.remove()
     total = sum(weight for weight, _ in macs)
     return sum(weight * width for weight, width in macs) / total if total else 0.0
+
+
+def use_own_threads() -> None:
+    """On a worker of Ray: as many threads as it has cores, which Ray leaves in a variable."""
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Graphs as short sequences of short vectors: the input of the default engine.
 
-One row per unit, which is a layer together with the norms and activations that follow it, in
+One row per unit, which is a layer together with the norms and activations that come next in
 topological order. 23 features: one-hot of ten layer types, kernel, stride, padding, log2 of groups,
 log2 of the channels read and made (all of the unit's first layer), how many of its norms and of its
 activations are there, number of edges that come into the unit, leave it and stay inside, log2(1 +

@@ -215,10 +215,10 @@ class StridedPointwise(nn.Conv2d):
     """
 
     #: Read by `runtime.without_known_faults`.
-    safe = True
+    trains_in_channels_last = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu" or x.is_contiguous():
+        if not torch.is_grad_enabled() or x.device.type != "cpu" or x.is_contiguous():
             return super().forward(x)
         down, across = self.stride
         return conv2d(x[:, :, ::down, ::across], self.weight, self.bias, groups=self.groups)

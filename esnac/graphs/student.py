@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -24,6 +25,8 @@ WEIGHTS = "weights.safetensors"
 PREPARATION = "preparation"
 #: What a student is made of.
 FILES = (ARCHITECTURE, WEIGHTS)
+#: Their bytes by name.
+Files = dict[str, bytes]
 
 
 def save(folder: str | Path, network: StudentNetwork) -> None:
@@ -82,6 +85,18 @@ def load(folder: str | Path) -> StudentNetwork:
         raise EsnacError(f"{folder / ARCHITECTURE}: {_line(error)}") from None
     network.preparation = _preparation(about, path)
     return network
+
+
+def read_files(folder: Path) -> Files:
+    """The files of a student, to send it to another machine."""
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def write_files(folder: Path, content: Files) -> None:
+    """What `read_files` read, in another folder; each file under a temporary name first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        files.replace(folder / name, partial(Path.write_bytes, data=content[name]))
 
 
 def _preparation(about: Mapping[str, str], path: Path) -> Preparation | None:

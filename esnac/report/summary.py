@@ -86,7 +86,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """`evaluations` counts the trials that are DONE; `best_f` is the largest f among them.
+    """`evaluations` counts the trials that are DONE; `best_f` is the largest f among those
+    that were not stopped early.
 
     `epochs` is None in a run without results; `front` has the trials that no other dominates,
     after the last step of a pareto search.
@@ -161,7 +162,7 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
     teacher = _teacher(events)
     merged = _merged(events)
     trials = _trials(merged, teacher)
-    results = [trial.f for trial in trials if trial.state == "DONE" and trial.f is not None]
+    results = [t.f for t in trials if t.f is not None and t.stopped_after is None]
     return RunSummary(
         run=run_name,
         network=header.get("network"),

@@ -79,7 +79,7 @@ class Earlier:
         for event in read(run / JOURNAL):
             if event.get("state") == "PROPOSED":
                 proposed[event["trial"]] = Moves.from_plain(event["moves"])
-            elif event.get("state") == "DONE":
+            elif event.get("state") == "DONE" and event.get("stopped_after") is None:
                 rows.append((proposed[event["trial"]], event["accuracy"]))
         return cls._checked(graph, settings, content["teacher_accuracy"], rows, run)
 

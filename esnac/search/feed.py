@@ -47,6 +47,10 @@ class Feed(Protocol):
         """The result of a trial, whenever it comes."""
         ...
 
+    def settle(self) -> None:
+        """Waits for what works in the background, so that all results are told."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -78,6 +82,9 @@ class _Base:
             self._ready.remove(trial)
             self._running[trial.number] = trial
 
+    def settle(self) -> None:
+        """Nothing works in the background."""
+
     def close(self) -> None:
         """Lets go of what works in the background."""
 
@@ -102,9 +109,9 @@ class _Base:
             self._record([proposed(trial) for trial in trials])
             self._ready.extend(trials)
 
-    def _record_front(self) -> None:
+    def _record_front(self, step: int) -> None:
         """Once for each step of a pareto search, also if it was interrupted in between."""
-        searcher, step = self._searcher, self._searcher.steps - 1
+        searcher = self._searcher
         pareto = searcher.objective.settings.kind == "pareto"
         if pareto and step >= 0 and step not in searcher.fronts:
             self._record([front(searcher, step)])
@@ -150,16 +157,18 @@ class StepwiseFeed(_Base):
         searcher, settings = self._searcher, self._searcher.settings
         self._check_success()
         step = max(searcher.steps - 1, 0)
+        # Steps of a search that was asynchronous before have other sizes: the total is what counts.
+        left = settings.steps * settings.batch - len(searcher.trials)
         missing = settings.batch - sum(trial.step == step for trial in searcher.trials)
-        if missing <= 0:
-            self._record_front()
+        if missing <= 0 or left <= 0:
+            self._record_front(searcher.steps - 1)
             step, missing = step + 1, settings.batch
-        if step >= settings.steps:
+        if left <= 0:
             self._exhausted = True
             return
-        self._propose(searcher.ask(missing, step=step))
+        self._propose(searcher.ask(min(missing, left), step=step))
         if self._exhausted:
-            self._record_front()
+            self._record_front(searcher.steps - 1)
 
 
 class StreamingFeed(_Base):
@@ -185,7 +194,7 @@ class StreamingFeed(_Base):
         self._threads = None if background else ThreadPoolExecutor(1, "proposals")
         self._background = background or self._threads.submit  # type: ignore[union-attr]
         self._asking: Asking | None = None
-        self._held: list[tuple[Trial, Outcome]] = []
+        self._held: deque[tuple[Trial, Outcome]] = deque()
 
     def next(self) -> Trial | None:
         self._poll()
@@ -193,18 +202,23 @@ class StreamingFeed(_Base):
         if self._asking is None and missing and len(self._ready) <= self._batch:
             # At first for all workers, then as many as become free while one batch is proposed.
             wanted = self._batch if self._searcher.trials else self._batch + self._workers
-            self._record_front()
             count = min(wanted, missing)
             self._asking = self._background(lambda: self._searcher.ask(count))
             self._poll()
         if not missing and self._asking is None and not self._exhausted:
             self._exhausted = True
         if self.finished:
-            self._record_front()
+            self._check_success()
+            self._record_front(self._searcher.steps - 1)
         return self._hand_out() if self._ready else None
 
     def take(self, trial: Trial, outcome: Outcome) -> None:
         self._held.append((trial, outcome))
+        self._poll()
+
+    def settle(self) -> None:
+        if self._asking is not None:
+            self._asking.result()
         self._poll()
 
     def close(self) -> None:
@@ -222,10 +236,12 @@ class StreamingFeed(_Base):
             if not self._asking.done():
                 return
             asking, self._asking = self._asking, None
-            self._propose(asking.result())
-        for trial, outcome in self._held:
-            self._tell(trial, outcome)
-        self._held.clear()
+            trials = asking.result()
+            if trials:
+                self._record_front(trials[0].step - 1)
+            self._propose(trials)
+        while self._held:
+            self._tell(*self._held.popleft())
         if len(self._searcher.outcomes) >= max(self._searcher.settings.batch, self._workers):
             self._check_success()
 

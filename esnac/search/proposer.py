@@ -29,9 +29,10 @@ class History:
 
     `observed` are the n students whose result is known, in the order of their numbers, with the
     `steps` that proposed them, the first step that knew their result (`since`), their `accuracy`
-    (validation, fraction), `value` (what the search maximises, such as f) and what was `expected`
-    of them. `pending` are those whose result step `step` does not know. `seen` has the keys
-    of all architectures that must not be proposed; `number` is that of the next trial.
+    (validation, fraction; `accuracy_at` an earlier step: as far as it knew), `value` (what the
+    search maximises, such as f) and what was `expected` of them. `pending` are those whose result
+    step `step` does not know. `seen` has the keys of all architectures that must not be proposed;
+    `number` is that of the next trial.
     """
 
     step: int
@@ -40,6 +41,7 @@ class History:
     steps: np.ndarray
     since: np.ndarray
     accuracy: np.ndarray
+    accuracy_at: Callable[[int], np.ndarray]
     value: np.ndarray
     expected: tuple[Expectation | None, ...]
     pending: Candidates

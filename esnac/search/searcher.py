@@ -202,7 +202,10 @@ class Searcher:
         return [done[row] for row in rows], hypervolume(gains)
 
     def weight(self, trial: Trial) -> float:
-        """What an accuracy of this trial is multiplied with to compare it with others'."""
+        """What an accuracy of this trial is multiplied with to compare it with others'.
+
+        In a pareto search as for f.
+        """
         return float(self.objective.weight(self.space.candidates([trial.moves]))[0])
 
     def measures(self, trial: Trial) -> dict[str, float]:
@@ -230,28 +233,40 @@ class Searcher:
         done = [trial for trial in self.trials if self.f(trial) is not None]
         return [t for t in done if self.outcomes[t.number].stopped_after is None]
 
-    def _accuracy(self, outcome: Outcome) -> float:
-        """As measured; of a training that was stopped early as it would have gone on.
+    def _known(self, step: int) -> list[Trial]:
+        """Trials whose result a step knows."""
+        return [t for t in self.trials if self._since.get(t.number, step + 1) <= step]
 
-        By the mean factor that whole trainings gained from that epoch to their end.
+    def _accuracies(self, trials: Sequence[Trial], step: int) -> np.ndarray:
+        """As measured; of trainings that were stopped early as they would have gone on.
+
+        By the mean factor that whole trainings, as far as `step` knows them, gained from that epoch
+        to their end.
         """
-        accuracy, epochs = outcome.accuracy or 0.0, outcome.stopped_after
-        if epochs is None:
-            return accuracy
-        whole = [self.outcomes[trial.number] for trial in self._whole()]
-        pairs = [(o.accuracy, o.curve[epochs - 1]) for o in whole if len(o.curve) >= epochs]
-        gains = [math.log(end / then) for end, then in pairs if end and then]
-        return min(accuracy * math.exp(sum(gains) / len(gains)), 1.0) if gains else accuracy
+        outcomes = [self.outcomes[trial.number] for trial in trials]
+        found = np.array([outcome.accuracy for outcome in outcomes], dtype=np.float64)
+        ends = {o.stopped_after for o in outcomes if o.stopped_after is not None}
+        if not ends:
+            return found
+        known = [self.outcomes[trial.number] for trial in self._known(step)]
+        whole = [o for o in known if o.stopped_after is None and o.accuracy and o.curve]
+        for epochs in ends:
+            pairs = [(o.accuracy, o.curve[epochs - 1]) for o in whole if len(o.curve) >= epochs]
+            gains = [math.log(end / then) for end, then in pairs if end and then]
+            rows = [row for row, o in enumerate(outcomes) if o.stopped_after == epochs]
+            if gains:
+                found[rows] *= math.exp(sum(gains) / len(gains))
+        return np.minimum(found, 1.0)
 
     def _add(self, trial: Trial, key: bytes) -> None:
         self.trials.append(trial)
         self._seen.add(key)
 
     def _history(self, step: int) -> History:
-        known = [t for t in self.trials if self._since.get(t.number, step + 1) <= step]
+        known = self._known(step)
         told = [t for t in known if self.f(t) is not None]
         pending = [t for t in self.trials if self._since.get(t.number, step + 1) > step]
-        observed, accuracy = self._results(told)
+        observed, accuracy = self._results(told, step)
         return History(
             step=step,
             number=len(self.trials),
@@ -259,13 +274,16 @@ class Searcher:
             steps=np.array([trial.step for trial in told], dtype=np.int64),
             since=np.array([self._since[trial.number] for trial in told], dtype=np.int64),
             accuracy=accuracy,
+            accuracy_at=lambda earlier: self._accuracies(told, earlier),
             value=self.objective.value(observed, accuracy),
             expected=tuple(trial.expected for trial in told),
             pending=self.space.candidates(trial.moves for trial in pending),
             seen=self._seen,
         )
 
-    def _results(self, trials: Sequence[Trial]) -> tuple[Candidates, np.ndarray]:
-        accuracy = [self._accuracy(self.outcomes[trial.number]) for trial in trials]
+    def _results(
+        self, trials: Sequence[Trial], step: int | None = None
+    ) -> tuple[Candidates, np.ndarray]:
+        """As `step` knows them (default: now)."""
         candidates = self.space.candidates(trial.moves for trial in trials)
-        return candidates, np.array(accuracy, dtype=np.float64)
+        return candidates, self._accuracies(trials, self.steps if step is None else step)

@@ -23,14 +23,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from esnac.cluster import Cluster
 from esnac.errors import EsnacError
 from esnac.graphs import student as students
+from esnac.runtime import use_own_threads
 from esnac.search.bundle import Bundle
 from esnac.search.evaluation import Evaluation
 from esnac.search.feed import Feed, StreamingFeed, restore
 from esnac.search.searcher import Searcher
 from esnac.search.trial import Outcome, Trial
-
-#: Files of a student, as they travel.
-Files = dict[str, bytes]
 
 
 class EmbeddingSearch(TuneSearcher):
@@ -81,9 +79,12 @@ class EmbeddingSearch(TuneSearcher):
         trial = self._trials.pop(trial_id, None)
         if trial is not None:
             feed.take(trial, self._outcome(trial_id, trial, None if error else result))
+        if not self._trials:  # it may be the last: what came in while proposing is told as well
+            feed.settle()
 
     def save(self, checkpoint_path: str) -> None:
         """As JSON: no pickle."""
+        self._open().settle()
         running = {trial_id: trial.number for trial_id, trial in self._trials.items()}
         content = {"rows": self._rows, "running": running}
         Path(checkpoint_path).write_text(json.dumps(content), encoding="utf-8")
@@ -114,6 +115,9 @@ class EmbeddingSearch(TuneSearcher):
         accuracy = float((result or {}).get(str(self._metric), math.nan))
         if result is None or math.isnan(accuracy):
             return Outcome(reason=f"The trial ended without a value of {self._metric!r}.")
+        if not 0 <= accuracy <= 1:
+            reason = f"{self._metric!r} is to be an accuracy, a fraction in [0, 1]; got {accuracy}."
+            return Outcome(reason=reason)
         return Outcome(accuracy=accuracy, seconds=float(result.get("time_total_s", 0.0)))
 
 
@@ -211,12 +215,12 @@ class Mailbox:
     """Keeps students on the way from a worker to the driver, beside the driver or its gateway."""
 
     def __init__(self) -> None:
-        self._letters: dict[int, Files] = {}
+        self._letters: dict[int, students.Files] = {}
 
-    def put(self, number: int, files: Files) -> None:
+    def put(self, number: int, files: students.Files) -> None:
         self._letters[number] = files
 
-    def take(self, number: int) -> Files:
+    def take(self, number: int) -> students.Files:
         return self._letters.pop(number)
 
 
@@ -227,7 +231,7 @@ class StudentTrial(tune.Trainable):
         self, config: dict[str, Any], bundle: Bundle, mailbox: Any, device: str, stepwise: bool
     ) -> None:
         if device == "cpu":
-            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+            use_own_threads()
         self._folder = tempfile.TemporaryDirectory(prefix="esnac-")
         self._mailbox = mailbox
         self._stepwise = stepwise
@@ -251,7 +255,7 @@ class StudentTrial(tune.Trainable):
         accuracy = 0.0 if reason else evaluation.accuracy
         if saved:
             folder = self._student(self._number)
-            files = {name: (folder / name).read_bytes() for name in students.FILES}
+            files = students.read_files(folder)
             ray.get(self._mailbox.put.remote(self._number, files))
         return {
             "accuracy": accuracy,
@@ -292,10 +296,7 @@ def tune_search(
 
     def fetch(number: int) -> None:
         target = folder(number)
-        target.mkdir(parents=True, exist_ok=True)
-        files: Files = ray.get(mailbox.take.remote(number))
-        for name in students.FILES:
-            (target / name).write_bytes(files[name])
+        students.write_files(target, ray.get(mailbox.take.remote(number)))
 
     started = _Started()
     algorithm = _RunSearch(searcher, feed, fetch, started)

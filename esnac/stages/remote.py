@@ -7,7 +7,6 @@ Needs the extra `ray`.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
@@ -29,14 +28,11 @@ from esnac.graphs import student as students
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.network import StudentNetwork
 from esnac.group import ALONE, Group
-from esnac.runtime import WantedPrecision
+from esnac.runtime import WantedPrecision, use_own_threads
 from esnac.stages._base import Stage, StageContext, StageResult
 
 #: A finalist's index, and what became of it.
 Report = tuple[int, "StageResult | str"]
-
-#: Files of a student, as they travel.
-Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -78,28 +74,27 @@ class Job:
     """A finalist's student, and where its result goes; `mark` is a file in the run's folder."""
 
     stage: Stage
-    source: Files
+    source: students.Files
     target: Path
     mark: Path
     index: int
 
     def run(
         self, workshop: Workshop, device: torch.device, group: Group
-    ) -> tuple[StageResult, Files | None]:
+    ) -> tuple[StageResult, students.Files | None]:
         """On a worker: the result, and the student's files unless they lie in `target` already.
 
         In a group that is what rank 0 has.
         """
         if device.type == "cpu":
-            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+            use_own_threads()
         folder = Path(tempfile.mkdtemp(prefix="esnac-"))
         try:
-            for name, content in self.source.items():
-                (folder / name).write_bytes(content)
+            students.write_files(folder, self.source)
             here = self.mark.exists()
             place = self.target if here else folder / "result"
             result = self.stage.run(folder, place, workshop.context(device, self.index, group))
-            return result, None if here or group.rank else _read(place)
+            return result, None if here or group.rank else students.read_files(place)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -134,21 +129,31 @@ def run_stages(
         cpus, gpus, at_once = cluster.cpus, cluster.gpus, cluster.workers
     else:
         cpus, gpus, at_once = 0.0, 0.0, max(1, cluster.workers // together)
-    work = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries)
+    # A group tries again by itself.
+    own_retries = retries if together == 1 else 0
+    work = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=own_retries)
     waiting = list(finalists)
     running: dict[Any, int] = {}
+    held: dict[int, StageResult | str] = {}
+    left = list(finalists)
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 index = waiting.pop(0)
                 source, target = finalists[index]
-                files = _read(source)
+                files = students.read_files(source)
                 job = Job(stage, files, target, mark, index)
                 running[work.remote(job, [shared], cluster, together, retries)] = index
-            (task,), _ = ray.wait(list(running)[:1] if in_order else list(running))
+            (task,), _ = ray.wait(list(running))
             index = running.pop(task)
-            report(index, _outcome(task, finalists[index][1]))
+            held[index] = _outcome(task, finalists[index][1])
+            while held and (not in_order or left[0] in held):
+                index = left[0] if in_order else next(iter(held))
+                left.remove(index)
+                report(index, held.pop(index))
     finally:
+        for task in running:  # of a run that was interrupted
+            ray.cancel(task, force=True)
         mark.unlink(missing_ok=True)
 
 
@@ -156,24 +161,23 @@ def _outcome(task: Any, target: Path) -> StageResult | str:
     try:
         result, files = ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, EsnacError):
-            return str(error.cause)
-        return str(error.cause or error).splitlines()[-1]
+        cause = error.cause or error
+        if isinstance(cause, EsnacError):
+            return str(cause)
+        return f"{type(cause).__name__}: {cause}".splitlines()[0]
     except ray.exceptions.RayError as error:
         return f"its worker was lost ({type(error).__name__})"
     if files is not None:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (target / name).write_bytes(content)
+        students.write_files(target, files)
     return replace(result, path=target)
 
 
 def _task(
     job: Job, shared: list[Any], cluster: Cluster, together: int, retries: int
-) -> tuple[StageResult, Files | None]:
+) -> tuple[StageResult, students.Files | None]:
     """`shared` holds the reference of the workshop: whoever works fetches it."""
 
-    def work(group: Group, device: torch.device) -> tuple[StageResult, Files | None]:
+    def work(group: Group, device: torch.device) -> tuple[StageResult, students.Files | None]:
         return job.run(ray.get(shared[0]), device, group)
 
     if together == 1:
@@ -181,7 +185,3 @@ def _task(
     from esnac.stages.distributed import together as run_together
 
     return run_together(work, together, cluster, retries=retries)
-
-
-def _read(folder: Path) -> Files:
-    return {name: (folder / name).read_bytes() for name in students.FILES}

@@ -174,6 +174,7 @@ def make_history() -> Callable[..., History]:
             steps=steps,
             since=steps + 1 if since is None else since,
             accuracy=value if accuracy is None else accuracy,
+            accuracy_at=lambda step: value if accuracy is None else accuracy,
             value=value,
             expected=(None,) * len(observed) if expected is None else expected,
             pending=pending,

@@ -149,7 +149,7 @@ class GreyBoxProposer:
             known = np.flatnonzero(history.since <= step)
             if not len(known):
                 continue
-            z = self._objective.log_ratio(history.accuracy[known])
+            z = self._objective.log_ratio(history.accuracy_at(step)[known])
             x = self._encode(history.observed.select(known))
             seed = derive_seed(self._seed, "model", step)
             # Also where no step before had a result: the model may be one of another history.
