@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from esnac import Searcher
 from esnac.errors import EsnacError
-from esnac.executors import SimulatedExecutor
+from esnac.executors import SerialExecutor, SimulatedExecutor
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.search.feed import Feed, StepwiseFeed, StreamingFeed, restore
 from esnac.search.loop import search_loop
@@ -243,6 +243,46 @@ def test_a_streaming_journal_cut_anywhere_resumes(
     assert continued[0] == continued[1]
 
 
+@pytest.mark.parametrize("workers", [2, 16])
+@pytest.mark.parametrize("cut", [5, 12, 20])
+def test_a_search_resumed_the_other_way_has_as_many_trials(
+    cut: int, workers: int, make_searcher: Callable[..., Searcher], made_up: Evaluate
+) -> None:
+    def stepwise(searcher: Searcher, rows: Rows) -> Feed:
+        return StepwiseFeed(searcher, rows.extend)
+
+    def parallel(searcher: Searcher, rows: Rows) -> Feed:
+        return streaming(searcher, rows, workers)
+
+    for first, second in ((stepwise, parallel), (parallel, stepwise)):
+        whole: Rows = []
+        drive(first(make_searcher("random"), whole), made_up, random.Random(1), workers)
+        rows, resumed = whole[:cut], make_searcher("random")
+        restore(resumed, rows)
+        drive(second(resumed, rows), made_up, random.Random(2), workers)
+        assert states(rows) == once(12)
+
+
+def test_with_trainings_stopped_early_the_same_continuation(
+    make_searcher: Callable[..., Searcher], made_up: Evaluate
+) -> None:
+    """What a step made of them it makes of them again."""
+
+    def stopping(trial: Trial) -> Outcome:
+        accuracy = made_up(trial).accuracy or 0.0
+        if trial.number % 2:
+            return Outcome(accuracy=accuracy / 2, stopped_after=1, curve=(accuracy / 2,))
+        return Outcome(accuracy=accuracy, curve=(accuracy / (2 + trial.number / 9), accuracy))
+
+    whole: Rows = []
+    search_loop(StepwiseFeed(make_searcher("esnac"), whole.extend), SerialExecutor(stopping))
+    for cut in (6, 13, 18, 21):
+        rows, resumed = whole[:cut], make_searcher("esnac")
+        restore(resumed, rows)
+        search_loop(StepwiseFeed(resumed, rows.extend), SerialExecutor(stopping))
+        assert by_trial(rows) == by_trial(whole)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_streaming_pareto_search_records_each_front_once(
     seed: int, make_searcher: Callable[..., Searcher], made_up: Evaluate
@@ -267,6 +307,14 @@ def test_when_everything_fails_a_streaming_search_says_so(
     with pytest.raises(EsnacError, match="All 3 evaluations failed.*no memory"):
         drive(feed, lambda trial: Outcome(reason="no memory"), random.Random(0))
     assert [row["state"] for row in rows].count("FAILED") == 3, "what failed is on record"
+
+
+def test_fewer_trials_than_workers_that_all_fail_are_an_error_too(
+    make_searcher: Callable[..., Searcher],
+) -> None:
+    feed = streaming(make_searcher("random"), [], workers=20)
+    with pytest.raises(EsnacError, match="All 12 evaluations failed"):
+        drive(feed, lambda trial: Outcome(reason="no memory"), random.Random(0), workers=20)
 
 
 def test_some_failures_do_not_end_a_streaming_search(
