@@ -335,8 +335,8 @@ def tune_search(
 def asha(epochs: int) -> Any:
     """Asynchronous successive halving (Li et al. 2020).
 
-    Of those that come to a quarter of the epochs only the best third goes on, and again at three
-    quarters.
+    Of those that come to a fifth of the epochs only the best third goes on, and again at three
+    times as many.
     """
     from ray.tune.schedulers import ASHAScheduler
 
@@ -345,6 +345,6 @@ def asha(epochs: int) -> Any:
         metric="value",
         mode="max",
         max_t=epochs,
-        grace_period=max(1, epochs // 4),
+        grace_period=max(1, epochs // 5),
         reduction_factor=3,
     )
