@@ -290,7 +290,7 @@ def tune_search(
     A trial whose worker is lost is tried again up to `retries` times, then FAILED. `scheduler` is
     one of Ray Tune's that may stop trials early.
     """
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     beside: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
     mailbox = beside.remote()
 
