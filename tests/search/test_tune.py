@@ -204,11 +204,11 @@ def test_what_was_stopped_early_has_a_curve_and_no_student(
     make_evaluator: Callable[..., Evaluator],
     tmp_path: Path,
 ) -> None:
-    """Of those that come to epoch 2 of 8, and again of those at epoch 6, the best third goes on.
+    """Of those that come to epoch 2 of 10, and again of those at epoch 6, the best third goes on.
 
     A worker is killed in between, which costs only another attempt at its trial.
     """
-    rows, searcher, evaluator = run(9, unlucky, training={"epochs": 8}, scheduler=asha(8))
+    rows, searcher, evaluator = run(9, unlucky, training={"epochs": 10}, scheduler=asha(10))
     assert states(rows) == {number: ["PROPOSED", "DONE"] for number in range(9)}
     check_students(rows, evaluator)
     assert [len(Marks(tmp_path).pids(number)) for number in range(9)] == [1, 2, *[1] * 7]
@@ -216,10 +216,10 @@ def test_what_was_stopped_early_has_a_curve_and_no_student(
     stopped = {number for number in done if "stopped_after" in done[number]}
     assert 0 < len(stopped) < 9
     assert {trial.number for trial in searcher.best(9)} == done.keys() - stopped
-    here = make_evaluator({"epochs": 8}, space=evaluator.space)
+    here = make_evaluator({"epochs": 10}, space=evaluator.space)
     for number, row in done.items():
-        epochs = row.get("stopped_after", 8)
-        assert epochs in (2, 6, 8)
+        epochs = row.get("stopped_after", 10)
+        assert epochs in (2, 6, 10)
         assert row["accuracy"] == (row["curve"][-1] if number in stopped else max(row["curve"]))
         evaluation = Evaluation(here, searcher.trials[number])
         assert row["curve"] == [accuracies(evaluation) for _ in range(epochs)]
