@@ -17,7 +17,7 @@ FLOORS = (
     {"errors", "settings", "files", "runtime", "group", "paths", "objective"},
     {"data", "networks", "graphs", "search_spaces", "teachers", "runs", "journal"}
     | {"executors", "cluster"},
-    {"training", "surrogate", "distillation", "deployment"},
+    {"training", "surrogate", "distillation", "quantization", "pruning", "deployment"},
     {"search", "stages", "report"},
     {"preparation", "api"},
     {"cli"},

@@ -1,0 +1,1 @@
+"""Fewer weights: gradual pruning by magnitude, slimming of channels, sensitivity."""

@@ -1,0 +1,1 @@
+"""Fewer bits: quantisers, training with them, and files as small as the bits say."""
