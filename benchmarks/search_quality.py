@@ -33,7 +33,8 @@ import os
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -134,41 +135,38 @@ def space_of(network: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Job:
+class Result:
+    """`curve[k]`: the regret after k + 1 steps; `inside`: 90 % intervals that held, per step."""
+
     engine: str
     network: str
     instance: int
     evaluations: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """`curve[k]`: the regret after k + 1 steps; `inside`: 90 % intervals that held, per step."""
-
-    job: Job
     curve: list[float]
     inside: list[float]
     seconds: float
 
 
-def run(job: Job) -> Result:
-    """One engine on one landscape."""
+def run(
+    engine: str, network: str, instance: int, evaluations: int
+) -> tuple[list[float], list[float], float]:
+    """One engine on one landscape: curve, inside and seconds of its `Result`."""
     import torch
 
     from esnac.search.searcher import Searcher
     from esnac.search.settings import SearchSettings
 
     torch.set_num_threads(1)
-    space = space_of(job.network)
-    landscape = Landscape(space, job.instance)
+    space = space_of(network)
+    landscape = Landscape(space, instance)
     settings = SearchSettings(
-        engine=job.engine,
+        engine=engine,
         batch=BATCH,
-        steps=job.evaluations // BATCH,  # type: ignore[arg-type]
+        steps=evaluations // BATCH,  # type: ignore[arg-type]
     )
-    searcher = Searcher(space.graph, teacher_accuracy=TEACHER, settings=settings, seed=job.instance)
+    searcher = Searcher(space.graph, teacher_accuracy=TEACHER, settings=settings, seed=instance)
     best = landscape.best()
-    noise = np.random.default_rng((job.instance, 7))
+    noise = np.random.default_rng((instance, 7))
     measured, true, curve, inside = [], [], [], []
     start = time.perf_counter()
     for _ in range(settings.steps):
@@ -186,7 +184,7 @@ def run(job: Job) -> Result:
         inside.append(float(np.mean(held)) if held else float("nan"))
         top = np.argsort([-(f or 0.0) for f in measured], kind="stable")[:4]
         curve.append(best - max(true[row] for row in top))
-    return Result(job, curve, inside, time.perf_counter() - start)
+    return curve, inside, time.perf_counter() - start
 
 
 def ranks(network: str, instance: int) -> tuple[float, float]:
@@ -244,6 +242,33 @@ def volume(engine: str, network: str, instance: int, evaluations: int) -> float:
     return hypervolume(searcher.objective.gains(candidates, landscape.accuracy(candidates)))
 
 
+WORK: dict[str, Callable[..., Any]] = {"run": run, "ranks": ranks, "volume": volume}
+#: One of WORK, and its arguments.
+Task = tuple[Any, ...]
+
+
+def work(tasks: list[Task], workers: int, kept: Path | None) -> dict[Task, Any]:
+    """What the tasks give; what `kept` holds is not computed again, and it gets what is new."""
+    found: dict[Task, Any] = {}
+    if kept is not None and kept.exists():
+        lines = [json.loads(line) for line in kept.read_text().splitlines()]
+        found = {tuple(line["task"]): line["value"] for line in lines}
+    with ProcessPoolExecutor(workers) as pool:
+        left = [task for task in tasks if task not in found]
+        running = {
+            pool.submit(WORK[name], *arguments): (name, *arguments) for name, *arguments in left
+        }
+        for future in as_completed(running):
+            task, value = running[future], future.result()
+            found[task] = value
+            shown = f"{value[0][-1]:.4f} in {value[2]:.0f} s" if task[0] == "run" else value
+            print(*task, shown, file=sys.stderr)
+            if kept is not None:
+                with kept.open("a") as file:
+                    print(json.dumps({"task": task, "value": value}), file=file)
+    return found
+
+
 ENGINES = ("esnac", "paper", "features", "evolution", "tpe", "random")
 
 
@@ -252,41 +277,35 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     print_machine(1, "torch", "gpytorch", "botorch")
     jobs = [
-        Job(engine, network, instance, args.evaluations)
+        (engine, network, instance, args.evaluations)
+        for engine in sorted(args.engines, key=ENGINES.index)  # the slow ones first
         for network in args.networks
         for instance in args.instances
-        for engine in args.engines
     ]
-    jobs.sort(key=lambda job: ENGINES.index(job.engine))  # the slow ones first
-    with ProcessPoolExecutor(args.workers) as pool:
-        correlations = {
-            network: list(pool.map(ranks, [network] * len(args.instances), args.instances))
-            for network in args.networks
-        }
-        volumes = {
-            engine: pool.map(
-                volume,
-                [engine] * len(args.instances),
-                [args.networks[0]] * len(args.instances),
-                args.instances,
-                [args.pareto_evaluations] * len(args.instances),
-            )
-            for engine in ("esnac", "random")
-            if args.pareto_evaluations
-        }
-        results = []
-        for result in pool.map(run, jobs):
-            results.append(result)
-            job = result.job
-            print(
-                f"{job.engine} {job.network} {job.instance}: {result.curve[-1]:.4f} "
-                f"in {result.seconds:.0f} s",
-                file=sys.stderr,
-            )
+    paretos = [
+        (engine, args.networks[0], instance, args.pareto_evaluations)
+        for engine in ("esnac", "random")
+        for instance in args.instances
+        if args.pareto_evaluations
+    ]
+    pairs = [(network, instance) for network in args.networks for instance in args.instances]
+    tasks: list[Task] = [
+        *(("run", *job) for job in jobs),
+        *(("volume", *pareto) for pareto in paretos),
+        *(("ranks", *pair) for pair in pairs),
+    ]
+    values = work(tasks, args.workers, args.kept)
+    results = [Result(*job, *values["run", *job]) for job in jobs]
+    correlations = {
+        network: [values["ranks", network, instance] for instance in args.instances]
+        for network in args.networks
+    }
+    areas: dict[str, list[float]] = {}
+    for pareto in paretos:
+        areas.setdefault(pareto[0], []).append(values["volume", *pareto])
     print_table(results, args.networks, args.engines)
     if args.plot:
         plot(results, args.networks, args.engines, args.plot)
-    areas = {engine: list(found) for engine, found in volumes.items()}
     figures = summary(results, correlations, areas, args)
     if any(instance >= 4 for instance in args.instances) and min(args.instances) < 4:
         figures["unseen"] = unseen(results, correlations, areas, args)
@@ -300,7 +319,7 @@ def unseen(results: list[Result], correlations: Any, areas: Any, args: Any) -> d
     """The figures of the instances that did not serve for tuning."""
     keep = [place for place, instance in enumerate(args.instances) if instance >= 4]
     return summary(
-        [result for result in results if result.job.instance >= 4],
+        [result for result in results if result.instance >= 4],
         {network: [found[place] for place in keep] for network, found in correlations.items()},
         {engine: [found[place] for place in keep] for engine, found in areas.items()},
         args,
@@ -323,6 +342,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="regret curves, as SVG or PNG")
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        metavar="FILE",
+        help="where what is computed is kept, so that a run that was stopped goes on",
+    )
     args = parser.parse_args(argv)
     args.engines = args.engines or [engine for engine in ENGINES if engine != "paper"]
     if args.quick:
@@ -334,9 +359,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def regrets(results: list[Result], engine: str, network: str) -> dict[int, Result]:
     """The results of one engine on one network, by instance."""
     return {
-        result.job.instance: result
+        result.instance: result
         for result in results
-        if (result.job.engine, result.job.network) == (engine, network)
+        if (result.engine, result.network) == (engine, network)
     }
 
 
