@@ -82,9 +82,10 @@ def describe(network: StudentNetwork) -> Description:
     """The description of a student as it is, pruned and quantised or not.
 
     Quantised weights have their quantiser's codes, and zeros where a mask says so. Of others, those
-    of two and more dimensions that hold exact zeros are sparse. Scales, offsets and uneven code
-    tables count 32 bits per value, and so does the step of a quantised input; none is thought of
-    as folded.
+    of two and more dimensions are sparse in which one value in 32 or more is exactly 0: with fewer
+    the mask would cost more than the zeros, which may have come by chance. Scales, offsets and
+    uneven code tables count 32 bits per value, and so does the step of a quantised input; none is
+    thought of as folded.
     """
     bits: dict[str, float] = {}
     nonzeros: dict[str, int] = {}
@@ -98,8 +99,10 @@ def describe(network: StudentNetwork) -> Description:
             keep = codes.keep if mask is None else mask.keep
             if keep is not None and not keep.all():
                 nonzeros[name] = int(keep.sum())
-        elif weight.dim() >= 2 and not weight.all():
-            nonzeros[name] = int(torch.count_nonzero(weight))
+        elif weight.dim() >= 2:
+            count = int(torch.count_nonzero(weight))
+            if FULL * (weight.numel() - count) >= weight.numel():
+                nonzeros[name] = count
     for layer in network.graph.layers:
         quantizer = getattr(network, layer.name)._modules.get("input_quantizer")
         if quantizer is not None:
