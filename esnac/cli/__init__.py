@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from esnac.cli import finish, search, show, stat, teacher
+from esnac.cli import finish, score, search, show, stat, teacher
 from esnac.errors import EsnacError
 
 COMMANDS = {
@@ -22,6 +22,7 @@ COMMANDS = {
     "finish": finish,
     "stat": stat,
     "show": show,
+    "score": score,
 }
 
 FAILED = 2

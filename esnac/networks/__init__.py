@@ -1,4 +1,4 @@
-"""Networks by name: the registry of CIFAR-sized networks, and any importable callable.
+"""Networks by name: the registry, all but two for small images, and any importable callable.
 
 Every registered network takes images of any number of channels, 8x8 to 32x32 (all but VGG also
 larger ones), gives one row of logits per image, and is made of `torch.nn` leaf modules that
@@ -13,7 +13,20 @@ from torch import nn
 
 from esnac.errors import UnknownNameError
 from esnac.networks import custom
+from esnac.networks.densenet import densenet40, densenet100
+from esnac.networks.efficientnet import (
+    efficientnet_b0,
+    efficientnet_b0_224,
+    efficientnet_b1,
+    efficientnet_b1_224,
+)
 from esnac.networks.mobilenet import mobilenetv2
+from esnac.networks.preact_resnet import (
+    preact_resnet38,
+    preact_resnet92,
+    preact_resnet164,
+    require_name,
+)
 from esnac.networks.resnet import (
     resnet18,
     resnet20,
@@ -33,7 +46,10 @@ __all__ = ["FAMILIES", "NETWORKS", "build", "family"]
 Factory = Callable[..., nn.Module]
 
 FAMILIES: dict[str, tuple[Factory, ...]] = {
+    "densenet": (densenet40, densenet100),
+    "efficientnet": (efficientnet_b0, efficientnet_b1, efficientnet_b0_224, efficientnet_b1_224),
     "mobilenet": (mobilenetv2,),
+    "preact_resnet": (preact_resnet38, preact_resnet92, preact_resnet164),
     "resnet": (resnet18, resnet34, resnet20, resnet32, resnet44, resnet56, resnet110),
     "shufflenet": (shufflenet,),
     "vgg": (vgg16, vgg19),
@@ -49,11 +65,13 @@ def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """A freshly initialised network, on the CPU unless torch's default device says otherwise.
 
     `name` is a registered name or `package.module:callable`, see `custom.build`. Raises
-    UnknownNameError (lists the known names), and EsnacError for a callable that fails.
+    UnknownNameError (lists the known names), and EsnacError for a callable that fails and for a
+    depth that a pre-activation ResNet cannot have.
     """
     if custom.is_custom(name):
         return custom.build(name, num_classes, in_channels)
     if name not in NETWORKS:
+        require_name(name)
         raise UnknownNameError("network", name, [*NETWORKS, custom.PATTERN])
     return NETWORKS[name](num_classes, in_channels)
 
@@ -65,4 +83,5 @@ def family(name: str) -> str:
     for title, members in FAMILIES.items():
         if any(factory.__name__ == name for factory in members):
             return title
+    require_name(name)
     raise UnknownNameError("network", name, [*NETWORKS, custom.PATTERN])

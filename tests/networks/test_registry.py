@@ -34,6 +34,18 @@ PARAMETERS = [
     # torchvision's mobilenet_v2: strides leave the count as it is
     ("mobilenetv2", 1000, 3_504_872),
     ("vgg16", 10, 14_728_266),
+    # torchvision's efficientnet_b0 and _b1; with 10 classes 990 * 1281 fewer
+    ("efficientnet_b0_224", 1000, 5_288_548),
+    ("efficientnet_b1_224", 1000, 7_794_184),
+    ("efficientnet_b0", 10, 5_288_548 - 990 * 1_281),
+    ("efficientnet_b1", 10, 7_794_184 - 990 * 1_281),
+    # Network slimming's, without their channel selections; 1.70 M in the paper of ResNet-164
+    ("preact_resnet38", 10, 404_954),
+    ("preact_resnet92", 10, 961_370),
+    ("preact_resnet164", 10, 1_703_258),
+    # With 9,360 channel selections the 1.07 M of network slimming; 0.77 M of DenseNet-BC-100-12
+    ("densenet40", 10, 1_068_658 - 9_360),
+    ("densenet100", 10, 769_162),
 ]
 
 # Multiplications of convolutions and linear layers at 3 x 32 x 32: they pin the strides.
@@ -43,6 +55,9 @@ MACS = [
     ("wrn28_10", 100, 5_243_386_368),
     ("mobilenetv2", 10, 87_976_448),
 ]
+
+# The same at 3 x 224 x 224, of torchvision's efficientnet_b0.
+MACS_224 = [("efficientnet_b0_224", 1000, 385_814_752)]
 
 
 def meta(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.Module:
@@ -59,12 +74,20 @@ def test_parameters(name: str, classes: int, expected: int) -> None:
     assert sum(p.numel() for p in meta(name, classes).parameters()) == expected
 
 
+def flops(network: nn.Module, side: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, 3, side, side, device="meta"))
+    return counter.get_total_flops()
+
+
 @pytest.mark.parametrize(("name", "classes", "expected"), MACS)
 def test_macs(name: str, classes: int, expected: int) -> None:
-    network = meta(name, classes)
-    with FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, 3, 32, 32, device="meta"))
-    assert counter.get_total_flops() == 2 * expected
+    assert flops(meta(name, classes), 32) == 2 * expected
+
+
+@pytest.mark.parametrize(("name", "classes", "expected"), MACS_224)
+def test_macs_at_224(name: str, classes: int, expected: int) -> None:
+    assert flops(meta(name, classes), 224) == 2 * expected
 
 
 @pytest.mark.parametrize(
@@ -85,7 +108,7 @@ def test_traces_to_torch_layers_each_used_once(name: str) -> None:
     assert len(calls) == len(set(calls))
     assert all(type(network.get_submodule(c)).__module__.startswith("torch.nn") for c in calls)
     functions = {n.target for n in traced.graph.nodes if n.op == "call_function"}
-    assert functions <= {operator.add, torch.cat}
+    assert functions <= {operator.add, operator.mul, torch.cat}
     assert not [n for n in traced.graph.nodes if n.op in ("call_method", "get_attr")]
 
 
@@ -133,6 +156,9 @@ def test_families() -> None:
         "wrn28_10": "wide_resnet",
         "shufflenet": "shufflenet",
         "mobilenetv2": "mobilenet",
+        "efficientnet_b0": "efficientnet",
+        "preact_resnet38": "preact_resnet",
+        "densenet100": "densenet",
         "package.module:network": "custom",
     }
     assert {name: networks.family(name) for name in expected} == expected
