@@ -80,8 +80,8 @@ def quantize_uniform(
 ) -> Tensor:
     """The quantised weight, shaped like `w`: to the bit what `decode(encode_uniform(...))` gives.
 
-    Without gradient. float32, also for narrower weights; float64 weights are computed in float64, for checks of
-    gradients.
+    Without gradient. float32, also for narrower weights; float64 weights are computed in float64,
+    for checks of gradients.
     """
     lowest, steps = _steps(levels, scaling)
     pieces = cut(w, rows)
@@ -149,7 +149,7 @@ def _to_grid(
         x = floor.add_(draw.to(x.device) < x - floor)
     else:
         raise EsnacError(f"rounding is nearest or stochastic; got {rounding!r}.")
-    # Only scales that were themselves rounded let a value leave the grid.
+    # Rounded scales, and the 2-norm of a row with one value, let u end a little beyond 1.
     return x.clamp_(lowest, lowest + levels - 1)
 
 
