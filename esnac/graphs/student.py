@@ -105,7 +105,13 @@ def write_files(folder: Path, content: Files) -> None:
     Raises EsnacError for a name that would lie elsewhere, before anything is written.
     """
     for name in content:
-        if name != Path(name).name or name.startswith(".") or "\\" in name or "\0" in name:
+        if (
+            not name
+            or name != Path(name).name
+            or name.startswith(".")
+            or "\\" in name
+            or "\0" in name
+        ):
             raise EsnacError(f"{name!r} is no plain file name: nothing is written to {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
     for name in content:
