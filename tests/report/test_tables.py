@@ -144,10 +144,10 @@ def test_a_chain_has_a_row_per_stage(style: str) -> None:
 
 def test_a_network_that_was_given() -> None:
     finalist = dataclasses.replace(FINALISTS[0], trial=None, accuracy_search=None, f_search=None)
+    failures = [Failure(0, None, "prune-agp", "no layer")]
     given = dataclasses.replace(
-        SUMMARY, engine=None, finalists=[finalist], evaluations=0, trials=[]
+        EMPTY, teacher=SUMMARY.teacher, finalists=[finalist], failures=failures, ended=True
     )
-    given = dataclasses.replace(given, failures=[Failure(0, None, "prune-agp", "no layer")])
     output = tables.render([given], "text")
     assert "; no search;" in output
     assert "Finalist 0 failed in prune-agp: no layer" in output

@@ -162,7 +162,7 @@ def test_finalists_of_a_search_go_through_the_chain(
     assert kept[0] == {"stage": "clear", "method": "smallest", "share": 0.5}
     assert kept[1]["epochs"] == 1
     finalist = found.summary.finalists[1]
-    assert finalist.path is not None and finalist.path.endswith("finalists/1/2-train-finetune")
+    assert str(finalist.path).endswith("finalists/1/2-train-finetune")
     again = esnac.run_search(
         model, shades, settings, runs=tmp_path, name="a", device="cpu", resume=True
     )
