@@ -6,6 +6,7 @@ Needs neither pickle nor the class of the network it was made from.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -26,8 +27,10 @@ WEIGHTS = "weights.safetensors"
 PREPARATION = "preparation"
 #: What a student is made of.
 FILES = (ARCHITECTURE, WEIGHTS)
-#: Their bytes by name.
+#: Files of a student's folder, their bytes by name.
 Files = dict[str, bytes]
+
+_PLAIN_NAME = re.compile(r"[^./\\\0][^/\\\0]*")
 
 
 def save(folder: str | Path, network: StudentNetwork) -> None:
@@ -96,14 +99,27 @@ def read(folder: str | Path) -> tuple[ArchGraph, dict[str, Tensor], Preparation 
 
 
 def read_files(folder: Path) -> Files:
-    """The files of a student, to send it to another machine."""
-    return {name: (folder / name).read_bytes() for name in FILES}
+    """The files of a student and what lies beside it, to send them to another machine.
+
+    Folders and hidden files (those that are being written) stay behind.
+    """
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+    }
 
 
 def write_files(folder: Path, content: Files) -> None:
-    """What `read_files` read, in another folder; each file under a temporary name first."""
+    """What `read_files` read, in another folder; each file under a temporary name first.
+
+    Raises EsnacError for a name that would lie elsewhere, before anything is written.
+    """
+    for name in content:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise EsnacError(f"{name!r} is no plain file name: nothing is written to {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in content:
         files.replace(folder / name, partial(Path.write_bytes, data=content[name]))
 
 

@@ -61,7 +61,7 @@ class LSQActivationSettings:
 
 
 class LSQWeight(WeightQuantizer):
-    """The steps start at 2 mean|w| / sqrt(Q_p) of the weight."""
+    """The steps start at 2 mean|w| / sqrt(Q_p) of the weight, pruned zeros left out of the mean."""
 
     settings: LSQWeightSettings
 
@@ -69,8 +69,9 @@ class LSQWeight(WeightQuantizer):
         super().__init__(settings)
         self.low, self.high = limits(settings.bits, signed=True)
         length = row_length(tuple(weight.shape), settings.rows)
-        start = first_step(weight.detach().float().reshape(-1, length), self.high)
-        self.raw_step = nn.Parameter(start)
+        rows = weight.detach().float().reshape(-1, length)
+        share = (rows != 0).float().mean(dim=1).clamp_min(1 / length)
+        self.raw_step = nn.Parameter(first_step(rows / share[:, None], self.high))
 
     @property
     def step(self) -> Tensor:
@@ -197,6 +198,8 @@ class _LSQTensor(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, step, value = ctx.saved_tensors
         (grad,) = grads
+        if grad.stride() != x.stride():  # one copy here, or one in each of the passes below
+            grad = torch.empty_like(x).copy_(grad)
         to_input = pass_inside(grad, x, step * ctx.low, step * ctx.high)
         total = inner(grad, value) - inner(to_input, x)
         return to_input, total * ctx.scale / step, None, None, None

@@ -93,6 +93,14 @@ def test_codes_are_what_is_computed_with(bits: int, rows: str) -> None:
     torch.testing.assert_close(quantizer.step, expected.reshape(-1))
 
 
+@pytest.mark.parametrize("rows", ["tensor", "channel"])
+def test_pruned_weights_start_with_the_step_of_what_is_left(rows: str) -> None:
+    left = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    settings = LSQWeightSettings(4, rows)
+    pruned = LSQWeight(settings, torch.cat([left, torch.zeros(6, 60)], dim=1))
+    torch.testing.assert_close(pruned.step, LSQWeight(settings, left).step)
+
+
 def test_activations_start_from_the_first_batch() -> None:
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     signed, unsigned = (LSQActivation(LSQActivationSettings(4)) for _ in range(2))
