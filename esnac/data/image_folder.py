@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from esnac.data.decode import decode
+from esnac.data.file_list import FileList
 from esnac.data.settings import DataSettings
 from esnac.data.source import Labelled, Source, require_two_of_each
 from esnac.errors import DataError
@@ -42,14 +43,14 @@ def source(path: Path | None, settings: DataSettings) -> Source:
     # A class whose folder has no readable image is still a class: it is an error, not left out.
     classes = tuple(sorted({file.parts[0] for file in train}))
     where = str(path)
-    labelled = _labelled(where, train, classes, settings.size)
+    labelled = _labelled(path, train, classes, settings.size)
     require_two_of_each(where, labelled.labels, classes)
     for file in test:
         if file.parts[0] not in classes:
             raise DataError(f"{where}: the class {file.parts[0]!r} is in test/ but not in train/.")
     return Source(
         train=labelled,
-        test=_labelled(where, test, classes, settings.size) if test else None,
+        test=_labelled(path, test, classes, settings.size) if test else None,
         class_names=classes,
         padding=settings.size // 8,
         flip=True,
@@ -176,18 +177,23 @@ def _is_image(file: PurePosixPath) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def _labelled(where: str, files: Files, classes: tuple[str, ...], size: int) -> Labelled:
+def _labelled(root: Path, files: Files, classes: tuple[str, ...], size: int) -> Labelled:
     images = sorted(file for file in files if _is_image(file))
     number = {name: index for index, name in enumerate(classes)}
     labels = torch.tensor([number[file.parts[0]] for file in images], dtype=torch.int64)
+    blobs = [files[file] for file in images]
+    if root.is_dir():
+        paths = FileList.of(root, [blob for blob in blobs if isinstance(blob, Path)])
+        return Labelled(labels, lambda indices: _read_files(paths, indices, size), paths)
 
     def read(indices: torch.Tensor) -> torch.Tensor:
-        chosen = [images[index] for index in indices.tolist()]
-        blobs = [files[file] for file in chosen]
-        names = [
-            str(blob) if isinstance(blob, Path) else f"{file} in {where}"
-            for file, blob in zip(chosen, blobs, strict=True)
-        ]
-        return decode(blobs, names, size)
+        chosen = indices.tolist()
+        names = [f"{images[index]} in {root}" for index in chosen]
+        return decode([blobs[index] for index in chosen], names, size)
 
     return Labelled(labels, read)
+
+
+def _read_files(files: FileList, indices: torch.Tensor, size: int) -> torch.Tensor:
+    chosen = [files[index] for index in indices.tolist()]
+    return decode(chosen, list(map(str, chosen)), size)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esnac.data.batches import batch_sizes, training_batches
-from esnac.data.sets import DataSet, ImageSet
+from esnac.data.sets import DataSet
 from esnac.errors import DataError, TrainingError
 from esnac.group import ALONE, Group
 from esnac.runtime import (
@@ -43,10 +43,15 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
 
 
-class Targets(Protocol):
-    """Gives the teacher's N x classes logits for the training images, augmented as in `epoch`."""
+#: The teacher's N x classes logits for the training images, or what gives those of a batch of
+#: inputs (B x C x H x W), B x classes.
+EpochTargets = Tensor | Callable[[Tensor], Tensor]
 
-    def epoch(self, epoch: int) -> Tensor: ...
+
+class Targets(Protocol):
+    """Gives the teacher's logits for the training images, augmented as in `epoch`."""
+
+    def epoch(self, epoch: int) -> EpochTargets: ...
 
 
 @dataclass(frozen=True)
@@ -240,13 +245,15 @@ def _validate(run: _Run) -> float:
     if group.size == 1:
         return accuracy(run.model, images, run.data)
     rows = group.rows(len(images))
-    part = ImageSet(images.images[rows], images.labels[rows])
+    part = images.subset(torch.arange(len(images))[rows])
     right = accuracy(run.model, part, run.data) * len(part) if len(part) else 0.0
     total = group.sum(torch.tensor(right, dtype=torch.float64, device=run.device))
     return round(total.item()) / len(images)
 
 
-def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> tuple[float, float]:
+def _train(
+    run: _Run, model: nn.Module, epoch: int, targets: EpochTargets | None
+) -> tuple[float, float]:
     """One pass over the training images: mean loss, and learning rate of the last step."""
     settings, count = run.settings, len(run.data.train)
     steps_per_epoch = math.ceil(count / settings.batch_size)
@@ -269,13 +276,20 @@ def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> t
         if epoch < settings.early_epochs:
             inputs = window(inputs, settings.early_side, windows)
         rate = learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
-        wanted = None if targets is None else targets[indices].float()
+        wanted = _wanted(targets, inputs, indices)
         total += _step(run, model, inputs, labels, wanted, rate, size)
         if step % look == 0:
             _require_finite(run.group.sum(total), epoch, step)
     total = run.group.sum(total)
     _require_finite(total, epoch, steps_per_epoch - 1)
     return total.item() / count, rate
+
+
+def _wanted(targets: EpochTargets | None, inputs: Tensor, indices: Tensor) -> Tensor | None:
+    """The teacher's logits of a batch."""
+    if targets is None:
+        return None
+    return targets[indices].float() if isinstance(targets, Tensor) else targets(inputs)
 
 
 def _step(
