@@ -21,14 +21,13 @@ class FileList:
     ends: Tensor
 
     @classmethod
-    def of(cls, root: Path, files: Iterable[Path]) -> FileList:
-        """`files` as absolute paths; `root` may be relative to the current directory."""
-        folder = os.path.abspath(root)
+    def of(cls, root: Path, names: Iterable[str]) -> FileList:
+        """`names` relative to `root`, which may be relative to the current directory."""
         text, ends = bytearray(), []
-        for file in files:
-            text += os.fsencode(os.path.relpath(os.path.abspath(file), folder))
+        for name in names:
+            text += os.fsencode(name)
             ends.append(len(text))
-        return cls(folder, _bytes(text), torch.tensor(ends, dtype=torch.int64))
+        return cls(os.path.abspath(root), _bytes(text), torch.tensor(ends, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -31,8 +31,9 @@ SUFFIXES = frozenset(
     + (".webp",)
 )
 
-#: An image by its path inside the folder or archive: a file, or the bytes of a member.
-Files = Mapping[PurePosixPath, Path | bytes]
+#: Images by their path inside the folder or archive, which is shortened as folders are opened: the
+#: whole path as text, or the bytes of a member.
+Files = Mapping[PurePosixPath, str | bytes]
 
 
 def source(path: Path | None, settings: DataSettings) -> Source:
@@ -76,17 +77,17 @@ def _from_folder(path: Path) -> Files:
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}.")
 
-    files: dict[PurePosixPath, Path | bytes] = {}
+    files: dict[PurePosixPath, str | bytes] = {}
     above = {str(path): {os.path.realpath(path)}}  # real folders on the way to each one
     for folder, folders, names in os.walk(path, followlinks=True, onerror=refuse):
-        relative, way = Path(folder).relative_to(path), above.pop(folder)
+        relative, way = Path(folder).relative_to(path).as_posix(), above.pop(folder)
         real = {name: os.path.realpath(Path(folder, name)) for name in folders}
         folders[:] = [name for name in folders if real[name] not in way]  # else a circle of links
         above |= {os.path.join(folder, name): way | {real[name]} for name in folders}
         if not folders and not names:
-            files[PurePosixPath(relative.as_posix(), _EMPTY)] = b""
+            files[PurePosixPath(relative, _EMPTY)] = b""
         for name in names:
-            files[PurePosixPath((relative / name).as_posix())] = Path(folder, name)
+            files[PurePosixPath(relative, name)] = os.path.join(relative, name)
     return files
 
 
@@ -114,7 +115,7 @@ def _from_archive(path: Path) -> Files:
 
 
 def _from_tar(path: Path) -> Files:
-    files: dict[PurePosixPath, Path | bytes] = {}
+    files: dict[PurePosixPath, str | bytes] = {}
     with tarfile.open(path) as archive:
         for member in archive:
             name = _safe(path, member.name)
@@ -183,13 +184,14 @@ def _labelled(root: Path, files: Files, classes: tuple[str, ...], size: int) -> 
     labels = torch.tensor([number[file.parts[0]] for file in images], dtype=torch.int64)
     blobs = [files[file] for file in images]
     if root.is_dir():
-        paths = FileList.of(root, [blob for blob in blobs if isinstance(blob, Path)])
-        return Labelled(labels, lambda indices: _read_files(paths, indices, size), paths)
+        listed = FileList.of(root, [blob for blob in blobs if isinstance(blob, str)])
+        return Labelled(labels, lambda indices: _read_files(listed, indices, size), listed)
+    members = [blob for blob in blobs if isinstance(blob, bytes)]
 
     def read(indices: torch.Tensor) -> torch.Tensor:
         chosen = indices.tolist()
         names = [f"{images[index]} in {root}" for index in chosen]
-        return decode([blobs[index] for index in chosen], names, size)
+        return decode([members[index] for index in chosen], names, size)
 
     return Labelled(labels, read)
 
