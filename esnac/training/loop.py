@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ from esnac.training.evaluate import accuracy
 from esnac.training.schedules import learning_rate
 from esnac.training.settings import TrainingSettings
 from esnac.training.together import joined
+
+P = ParamSpec("P")
 
 #: loss(logits B x classes float32, labels B, targets B x classes or None) -> scalar
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -79,21 +81,8 @@ class TrainingResult:
     images: int
 
 
-def fit(
-    model: nn.Module,
-    data: DataSet,
-    settings: TrainingSettings,
-    *,
-    loss: Loss,
-    seed: int,
-    augmentation_seed: int,
-    targets: Targets | None = None,
-    device: torch.device,
-    checkpoint: Path | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-    group: Group = ALONE,
-) -> TrainingResult:
-    """Trains `model` in place and leaves it in eval mode with the kept weights.
+class Training:
+    """Trains `model` in place, epoch by epoch, and leaves it in eval mode with the kept weights.
 
     `model` and `data` lie on `device`. A function of weights, data, settings and the two seeds:
     order of the batches and dropout of epoch e depend on (seed, e), augmentation on
@@ -106,26 +95,6 @@ def fit(
     The ranks of a `group` train one model together, with the same batches, schedule and steps, and
     end with the same weights and the same error, if any. Rank 0 alone touches the checkpoint.
     """
-    training = Training(
-        model,
-        data,
-        settings,
-        loss=loss,
-        seed=seed,
-        augmentation_seed=augmentation_seed,
-        targets=targets,
-        device=device,
-        checkpoint=checkpoint,
-        group=group,
-    )
-    for record in training.epochs():
-        if on_epoch is not None:
-            on_epoch(record)
-    return training.finish()
-
-
-class Training:
-    """`fit` epoch by epoch, for whoever may stop early; arguments and errors as there."""
 
     def __init__(
         self,
@@ -139,6 +108,7 @@ class Training:
         targets: Targets | None = None,
         device: torch.device,
         checkpoint: Path | None = None,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
         group: Group = ALONE,
     ) -> None:
         _check(data, settings, targets, augmentation_seed)
@@ -152,6 +122,7 @@ class Training:
         )
         self._targets = targets if settings.distills else None
         self._checkpoint = checkpoint
+        self._on_epoch = on_epoch
         fingerprint = _fingerprint(self._run)
         state = None
         if checkpoint is not None:
@@ -167,6 +138,8 @@ class Training:
             record = _epoch(self._run, epoch, self._targets)
             self._state = _advance(self._state, self._run, record)
             self._save()
+            if self._on_epoch is not None:
+                self._on_epoch(record)
             yield record
 
     def _save(self) -> None:
@@ -189,6 +162,21 @@ class Training:
             seconds=sum(record.seconds for record in history),
             images=len(history) * len(self._run.data.train),
         )
+
+
+def _whole(training: Callable[P, Training]) -> Callable[P, TrainingResult]:
+    def fit(*args: P.args, **kwargs: P.kwargs) -> TrainingResult:
+        """All epochs of a `Training`, with its arguments and errors."""
+        own = training(*args, **kwargs)
+        for _ in own.epochs():
+            pass
+        return own.finish()
+
+    return fit
+
+
+#: Called as `Training` is; typed by its list of arguments, which is written once.
+fit = _whole(Training)
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
