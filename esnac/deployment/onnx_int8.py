@@ -3,6 +3,9 @@
 Static quantisation by onnxruntime with QuantizeLinear and DequantizeLinear around each layer. Of
 the combinations this one is fast (measured: int8 activations are slower than float32, uint8 weights
 gain next to nothing).
+
+Weights use 7 of the 8 bits. Processors without VNNI add pairs of products in 16 bits, which
+saturate with all 8: a digits network lost 1 to 17 points of accuracy there (AVX2), and none with 7.
 """
 
 from __future__ import annotations
@@ -77,6 +80,7 @@ def _quantize(source: Path, target: Path, images: np.ndarray) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            reduce_range=True,
         )
 
 
