@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ _BATCH = 50
 def main(path: str) -> None:
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     task = job.pop("task")
-    {"tool": tool, "run": run}[task](**job)
+    tasks: dict[str, Callable[..., None]] = {"tool": tool, "run": run}
+    tasks[task](**job)
 
 
 def tool(name: str, arguments: list[str]) -> None:
@@ -36,7 +38,7 @@ def tool(name: str, arguments: list[str]) -> None:
 
 def run(model: str, inputs: str, outputs: str, threads: int, batches: list[int]) -> None:
     """Logits of the images in a .npy file, and seconds of a pass per batch, to a .npz file."""
-    from MNN import nn  # type: ignore[import-not-found]
+    from MNN import nn  # type: ignore[import-untyped]
 
     images = np.load(inputs, allow_pickle=False)
     config = {"backend": "CPU", "numThread": threads, "precision": "high"}
