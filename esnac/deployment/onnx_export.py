@@ -23,6 +23,7 @@ from esnac import files
 from esnac.deployment import onnx_session
 from esnac.deployment.depthwise import replace_unfoldable
 from esnac.deployment.extras import require_extra
+from esnac.deployment.onnx_operators import KnownOperations
 from esnac.errors import EsnacError
 from esnac.runtime import torch_generator
 
@@ -78,10 +79,20 @@ def exportable(network: nn.Module) -> nn.Module:
     plain = copy.deepcopy(network).cpu().float().eval()
     for module in list(plain.modules()):
         if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):  # type: ignore[arg-type]
-                with torch.no_grad():
-                    parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+            _bake(module)
     return plain
+
+
+@torch.no_grad()
+def _bake(module: nn.Module) -> None:
+    """Not by `remove_parametrizations`, which would change the class that copies share."""
+    names = list(module.parametrizations)  # type: ignore[arg-type]
+    values = {name: getattr(module, name).detach().clone() for name in names}
+    kind = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = kind
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
 
 
 def without_notes(model: Any) -> Any:
@@ -125,7 +136,7 @@ def _convert(network: nn.Module, examples: Tensor) -> Any:
     """The ONNX model of the network, an `onnx.ModelProto`."""
     # Two images: torch takes a batch of one for a constant.
     inputs = examples[:1].repeat(2, *[1] * (examples.dim() - 1))
-    with _quiet():
+    with _quiet(), KnownOperations():
         program = torch.onnx.export(
             network,
             (inputs,),

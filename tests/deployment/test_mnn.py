@@ -56,6 +56,6 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 
 
 def test_images_that_the_quantiser_cannot_take(tmp_path: Path) -> None:
+    images = np.zeros((5, 2, 4, 4), np.uint8)
     with pytest.raises(EsnacError, match="1 or 3 channels; got 5 of 2"):
-        images = np.zeros((5, 2, 4, 4), np.uint8)
         mnn.quantize(tmp_path / "a.mnn", tmp_path / "b.mnn", images, [0.5] * 2, [0.5] * 2)

@@ -18,7 +18,7 @@ from esnac.graphs.trace import trace
 from esnac.quantization import store
 from esnac.quantization.attach import Plan, attach, calibrate
 from esnac.quantization.lsq import LSQActivationSettings, LSQWeightSettings
-from esnac.quantization.uniform_weight import UniformWeightSettings
+from esnac.quantization.uniform_weight import UniformSettings
 from esnac.settings import build
 from esnac.stages._base import StageContext, StageResult
 from esnac.stages.export import ExportSettings, ExportStage
@@ -53,7 +53,13 @@ def trained(bars: DataSet) -> StudentNetwork:
 def context(bars: DataSet, trained: StudentNetwork, device: torch.device) -> StageContext:
     targets = TeacherTargets(trained, bars, 0, torch.device("cpu"))
     return StageContext(
-        bars, targets, device, seed=7, index=0, training=TrainingSettings(), teacher_accuracy=1.0
+        bars,
+        targets,
+        device,
+        seed=7,
+        index=0,
+        training=TrainingSettings(epochs=1),
+        teacher_accuracy=1.0,
     )
 
 
@@ -130,7 +136,7 @@ def test_weights_without_integers(
     with pytest.raises(EsnacError, match=r"no integer weights.*quantize\(lsq"):
         export(trained, tmp_path, context, method="onnx_int4")
     student = StudentNetwork(trained.graph, trained.state_dict()).eval()
-    attach(student, Plan({"_3.weight": UniformWeightSettings(bits=4, rows=64)}))
+    attach(student, Plan({"_3.weight": UniformSettings(bits=4, rows=64)}))
     with pytest.raises(EsnacError, match=r"'_3\.weight' has a scale per 64 values"):
         export(student, tmp_path, context, method="onnx_int4")
 
