@@ -2,7 +2,7 @@
 
 Random weights, norms as after a training, random images of 3 x 32 x 32 (calibration: 128 of them).
 Times are the shortest of many passes; torch and onnxruntime take turns, MNN (left out where its
-extra is missing) runs in a process of its own.
+extra is missing or its quantiser fails) runs in a process of its own.
 
 Prints one JSON object on its last line; the machine goes to standard error.
 
@@ -117,6 +117,7 @@ def export(network: StudentNetwork, data: DataSet, folder: Path) -> dict[str, Pa
     """The files by runtime."""
     from esnac.deployment import mnn, onnx_export, onnx_int8
     from esnac.deployment.runtime_table import inputs_of
+    from esnac.errors import EsnacError
 
     paths = {"onnx": folder / "a.onnx", "onnx_int8": folder / "a.int8.onnx"}
     onnx_export.export(network, paths["onnx"], data.input_shape)
@@ -125,7 +126,11 @@ def export(network: StudentNetwork, data: DataSet, folder: Path) -> dict[str, Pa
         paths |= {"mnn": folder / "a.mnn", "mnn_int8": folder / "a.int8.mnn"}
         mnn.convert(paths["onnx"], paths["mnn"])
         images = data.train.images.numpy()
-        mnn.quantize(paths["mnn"], paths["mnn_int8"], images, data.mean, data.std)
+        try:
+            mnn.quantize(paths["mnn"], paths["mnn_int8"], images, data.mean, data.std)
+        except EsnacError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            del paths["mnn_int8"]
     return paths
 
 

@@ -59,3 +59,18 @@ def test_images_that_the_quantiser_cannot_take(tmp_path: Path) -> None:
     images = np.zeros((5, 2, 4, 4), np.uint8)
     with pytest.raises(EsnacError, match="1 or 3 channels; got 5 of 2"):
         mnn.quantize(tmp_path / "a.mnn", tmp_path / "b.mnn", images, [0.5] * 2, [0.5] * 2)
+
+
+def test_a_network_that_the_quantiser_spoils(
+    resnet20: StudentNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check compares logits; here any difference is too much, whatever MNN makes of it."""
+    monkeypatch.setattr(mnn, "_FARTHEST", 0.0)
+    source, exact, coarse = (tmp_path / name for name in ("a.onnx", "a.mnn", "b.mnn"))
+    export(resnet20, source, (3, 32, 32))
+    mnn.convert(source, exact)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (8, 3, 32, 32), generator=generator, dtype=torch.uint8).numpy()
+    with pytest.raises(EsnacError, match="does not keep this network"):
+        mnn.quantize(exact, coarse, images, [0.5] * 3, [0.3] * 3)
+    assert not coarse.exists()
