@@ -142,10 +142,10 @@ def _require_alike(
     std: Sequence[float],
 ) -> None:
     """MNN 3.6.1 quantises some networks (ResNet-20) to another function, without a word."""
-    shift, spread = (np.float32(values).reshape(1, -1, 1, 1) for values in (mean, std))
-    inputs = ((images.astype(np.float32) / 255 - shift) / spread).astype(np.float32)
+    shift, spread = np.array([mean, std], dtype=np.float32).reshape(2, 1, -1, 1, 1)
+    inputs = (images.astype(np.float32) / 255 - shift) / spread
     exact, coarse = (run(path, inputs)[0] for path in (source, target))
-    error = float(np.linalg.norm(coarse - exact) / max(np.linalg.norm(exact), 1e-12))
+    error = float(np.linalg.norm(coarse - exact)) / max(float(np.linalg.norm(exact)), 1e-12)
     if not error <= _FARTHEST:
         target.unlink()
         raise EsnacError(

@@ -59,10 +59,13 @@ def test_one_large_convolution(tmp_path: Path) -> None:
 
 
 def test_folded_norms_go_into_the_scales(pre_activation: StudentNetwork, tmp_path: Path) -> None:
-    """conv1 has norm2 folded in, conv2 and the rest have none; one scale each but for conv1."""
+    """conv1 has norm2 folded in, conv2 and the rest have none; one scale each but for conv1. A
+    negative factor of a norm makes a negative scale."""
     import onnx
     from onnx import numpy_helper
 
+    with torch.no_grad():
+        pre_activation.get_parameter("norm2.weight")[0] *= -1
     weights = {}
     for name, bits in (("stem", 8), ("conv1", 2), ("conv2", 4), ("fc", 4)):
         module = pre_activation.get_submodule(name)

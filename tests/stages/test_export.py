@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def test_weights_without_integers(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("MNN") is None, reason="needs the extra mnn")
 def test_all(trained: StudentNetwork, tmp_path: Path, context: StageContext) -> None:
-    pytest.importorskip("MNN", reason="needs the extra mnn")
     result = export(trained, tmp_path, context, method="all")
     found = rows(result)
     assert list(found) == ["torch", "onnx", "onnx_int8", "mnn", "mnn_int8"]
