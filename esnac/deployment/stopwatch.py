@@ -1,11 +1,11 @@
-"""The measured time of one layer by itself, on one device."""
+"""The measured time of one layer by itself, or of several calls side by side, on one device."""
 
 from __future__ import annotations
 
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +36,31 @@ def measure(shape: LayerShape, device: torch.device, batch: int) -> float:
     """
     call = _call(shape, device, batch)
     return _gpu_time(call, device) if device.type == "cuda" else _cpu_time(call)
+
+
+def compare(
+    calls: Sequence[Callable[[], object]],
+    seconds: float = 0.5,
+    turns: int = 10,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Seconds of each call on the CPU: the shortest of many.
+
+    The calls take turns, so that other work on the machine meets them all: at least `turns` after
+    the warm-up, and until they took `seconds` each.
+    """
+    for call in calls:
+        for _ in range(WARM_UPS):
+            call()
+    shortest = [float("inf")] * len(calls)
+    start, turn = clock(), 0
+    while turn < turns or clock() - start < seconds * len(calls):
+        for number, call in enumerate(calls):
+            before = clock()
+            call()
+            shortest[number] = min(shortest[number], clock() - before)
+        turn += 1
+    return shortest
 
 
 def device_name(device: torch.device) -> str:

@@ -30,5 +30,6 @@ class StageKind:
 
 
 STAGES: dict[str, StageKind] = {
+    "export": StageKind("esnac.stages.export", "ExportSettings", "ExportStage"),
     "train": StageKind("esnac.stages.train", "TrainSettings", "TrainStage"),
 }

@@ -85,6 +85,25 @@ def test_short_calls_are_repeated():
     assert calls == stopwatch.WARM_UPS + stopwatch.REPETITIONS
 
 
+def test_calls_take_turns():
+    """By a clock that the calls move: the first takes 3 s, later 2 s; the other always 1 s."""
+    now = 0.0
+    order = []
+
+    def slow() -> None:
+        nonlocal now
+        order.append("slow")
+        now += 2.0 if len(order) > 9 else 3.0
+
+    def fast() -> None:
+        nonlocal now
+        order.append("fast")
+        now += 1.0
+
+    assert stopwatch.compare([slow, fast], 6.0, 2, lambda: now) == [2.0, 1.0]
+    assert order == ["slow"] * 3 + ["fast"] * 3 + ["slow", "fast"] * 4
+
+
 def test_a_shape_that_fits_no_layer_is_an_error(device):
     with pytest.raises(EsnacError, match="cannot be built"):
         stopwatch.measure(LayerShape("linear", ((3,),), (4,)), device, batch=1)
