@@ -60,11 +60,10 @@ def add_settings(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
-def add_stages(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+def add_stages(parser: argparse.ArgumentParser, text: str) -> None:
     """--stages."""
     parser.add_argument(
         "--stages",
-        required=required,
         metavar="CHAIN",
         help=f"{text}, as in --stages 'prune(agp, sparsity=0.8), train(epochs=10)'; an unknown "
         "stage lists them all",
