@@ -92,12 +92,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_student(folder: Path) -> StudentNetwork:
-    from esnac.graphs import student
-
-    return student.load(folder)
-
-
 @dataclass(frozen=True)
 class _Entry:
     """A student's folder, and what the journal of its run knows of it."""

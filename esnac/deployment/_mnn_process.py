@@ -31,14 +31,14 @@ def main(path: str) -> None:
 
 def tool(name: str, arguments: list[str]) -> None:
     """A native tool of MNN, past its console script, which reports usage over the network."""
-    import _tools  # type: ignore[import-not-found]
+    import _tools
 
     getattr(_tools, name)([name, *arguments])
 
 
 def run(model: str, inputs: str, outputs: str, threads: int, batches: list[int]) -> None:
     """Logits of the images in a .npy file, and seconds of a pass per batch, to a .npz file."""
-    from MNN import nn  # type: ignore[import-untyped]
+    from MNN import nn
 
     images = np.load(inputs, allow_pickle=False)
     config = {"backend": "CPU", "numThread": threads, "precision": "high"}

@@ -53,7 +53,7 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> int:
 
 
 def _quantize(source: Path, target: Path, images: np.ndarray) -> None:
-    from onnxruntime.quantization import (  # type: ignore[import-untyped]
+    from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
         QuantFormat,

@@ -28,7 +28,7 @@ def open_session(path: Path, threads: int = 1, optimised: Path | None = None) ->
     Raises EsnacError when the extra is missing or the file cannot be run.
     """
     require_extra("onnx")
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
