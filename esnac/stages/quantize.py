@@ -190,9 +190,7 @@ class _Work:
 
     def training(self) -> TrainingSettings:
         s = self.settings
-        training = retraining(
-            self.context.training, epochs=s.epochs, learning_rate=s.learning_rate
-        )
+        training = retraining(self.context.training, epochs=s.epochs, learning_rate=s.learning_rate)
         if s.method == "dq":
             return replace(
                 training,

@@ -1,8 +1,8 @@
 """Quantised training on small digits, against figures measured before (means of 5 seeds, in %):
 
-    float, distilled 98.8     rounded afterwards: 2 bits 79.0, 4 bits 98.8, 2 bits with the
-    statistics of batch norms gathered anew 92.2     trained rounded: 2 bits 98.4, 4 bits 98.8
-    points trained: 2 bits 91.7 from quantiles, 97.3 from k-means; 4 bits 98.6
+float, distilled 98.8     rounded afterwards: 2 bits 79.0, 4 bits 98.8, 2 bits with the
+statistics of batch norms gathered anew 92.2     trained rounded: 2 bits 98.4, 4 bits 98.8
+points trained: 2 bits 91.7 from quantiles, 97.3 from k-means; 4 bits 98.6
 """
 
 from __future__ import annotations
@@ -237,7 +237,12 @@ def test_a_teacher_helps_where_labels_are_few() -> None:
         gains.append(accuracy(guided) - accuracy(labels))
         with torch.no_grad():
             wanted = teacher(seed)(test)
-            ratios.append((soft_targets(guided(test), wanted, 1.0) / soft_targets(labels(test), wanted, 1.0)).item())
+            ratios.append(
+                (
+                    soft_targets(guided(test), wanted, 1.0)
+                    / soft_targets(labels(test), wanted, 1.0)
+                ).item()
+            )
     percent("gain by a teacher, 100 labels", gains)
     percent("distance to it, of that without", ratios)
     assert mean(gains) >= 0.015

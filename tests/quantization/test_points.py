@@ -116,7 +116,9 @@ def test_only_points_and_statistics_change(optimizer: str, rate: float) -> None:
     end = sum(squares(network.train(), batch).item() for batch in data[-20:]) / 20
     assert end < 0.7 * start
     assert mean < start
-    changed = {n for n, tensor in network.state_dict().items() if not torch.equal(before[n], tensor)}
+    changed = {
+        n for n, tensor in network.state_dict().items() if not torch.equal(before[n], tensor)
+    }
     points = {f"{n}.parametrizations.weight.0.points" for n in "03"}
     assert changed == points | {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
     for codebook in codebooks(network).values():
@@ -127,8 +129,9 @@ def test_only_points_and_statistics_change(optimizer: str, rate: float) -> None:
 
 
 def test_the_mode_comes_back() -> None:
-    network = made().eval()
+    network = made()
     attach(network, PLAN)
+    network.eval()
     fit_points(network, batches(2), squares, steps=2)
     assert not any(module.training for module in network.modules())
 
@@ -140,8 +143,8 @@ def test_what_goes_wrong() -> None:
     attach(network, PLAN)
     with pytest.raises(EsnacError, match="3 steps need as many batches; there were 2"):
         fit_points(network, batches(2), squares, steps=3)
+    nan = [(inputs * float("nan"), targets) for inputs, targets in batches(1)]
     with pytest.raises(TrainingError, match="not finite at step 0"):
-        nan = [(inputs * float("nan"), targets) for inputs, targets in batches(1)]
         fit_points(network, nan, squares, steps=1)
 
 
