@@ -80,8 +80,8 @@ def quantize_uniform(
 ) -> Tensor:
     """The quantised weight, shaped like `w`: to the bit what `decode(encode_uniform(...))` gives.
 
-    Without gradient. float32, also for narrower weights; float64 weights are computed in float64, for checks of
-    gradients.
+    Without gradient. float32, also for narrower weights; float64 weights are computed in float64,
+    for checks of gradients.
     """
     lowest, steps = _steps(levels, scaling)
     pieces = cut(w, rows)
