@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ from esnac.search.presets import preset
 from esnac.search.searcher import Searcher
 from esnac.search.settings import RunSettings
 from esnac.settings import build, merge, to_plain
-from esnac.stages._base import StageContext, StageResult
-from esnac.stages.full_training import FullTraining, clean
+from esnac.stages._base import StageContext, StageResult, clean
+from esnac.stages.full_training import FullTraining
+from esnac.stages.pipeline import Link, Step, run_here, steps
 from esnac.stages.teacher import versions
 
 
@@ -503,27 +504,29 @@ def _finish(
                 "first: --resume."
             )
         run.append("finalists", trials=chosen[0])
-    ready = {event["index"] for event in events if event["event"] == "stage"}
+    done = {(event["index"], event.get("link", 0)) for event in events if event["event"] == "stage"}
     failures: list[str] = []
-    stage = FullTraining(settings.finish.training, settings.finish.from_scratch)
-    wanted: dict[int, tuple[Path, Path]] = {}
+    training = settings.finish.training
+    chain = [Link(0, "train", FullTraining(training, settings.finish.from_scratch))]
+    chains: list[list[Step]] = []
     for index, number in enumerate(chosen[-1]):
-        target = run.finalist_folder(index)
-        if index in ready:
-            clean(target)
-        else:
-            wanted[index] = run.trial_folder(number), target
+        finalist = run.finalist_folder(index)
+        ready = {link for i, link in done if i == index}
+        for link in chain:
+            if link.number in ready:
+                clean(link.folder(finalist))
+        chains.append(steps(index, chain, run.trial_folder(number), finalist, ready))
 
-    def report(index: int, result: StageResult | str) -> None:
-        number = chosen[-1][index]
+    def report(step: Step, result: StageResult | str) -> None:
+        number, stage = chosen[-1][step.index], step.link.name
         if isinstance(result, str):  # the other finalists may still do well
-            run.append("failure", index=index, trial=number, stage=stage.name, reason=result)
-            failures.append(f"finalist {index} (trial {number}): {result}")
+            run.append("failure", index=step.index, trial=number, stage=stage, reason=result)
+            failures.append(f"finalist {step.index} (trial {number}): {result}")
             return
         ratio = compression(result.params, searcher.teacher_cost.params)
         row = result.to_plain() | {
             "path": result.path.relative_to(run.path).as_posix(),
-            "index": index,
+            "index": step.index,
             "trial": number,
             "ratio": ratio,
             "f": reward(ratio, result.accuracy, teacher.accuracy),
@@ -531,26 +534,25 @@ def _finish(
         run.append("stage", **row)
         clean(result.path)
 
+    context = StageContext(
+        data, targets, device, settings.seed, 0, training, teacher_accuracy=teacher.accuracy
+    )
     if cluster is None:
-        for index, (source, target) in wanted.items():
-            title = f"finalist {index + 1} of {len(chosen[-1])}"
-            with EpochProgress(title, settings.finish.training.epochs) as progress:
-                context = StageContext(data, targets, device, settings.seed, index, progress.update)
-                try:
-                    report(index, stage.run(source, target, context))
-                except TrainingError as error:
-                    report(index, str(error))
+
+        @contextmanager
+        def watched(step: Step) -> Iterator[StageContext]:
+            title = f"finalist {step.index + 1} of {len(chosen[-1])}"
+            with EpochProgress(title, training.epochs) as progress:
+                yield replace(context, index=step.index, on_epoch=progress.update)
+
+        run_here(chains, watched, report)
     else:
         from esnac.stages.remote import Workshop, run_stages
 
         precision = settings.evaluation.precision
-        workshop = Workshop.of(
-            data, teacher.graph, teacher.weights, targets, precision, settings.seed
-        )
         run_stages(
-            stage,
-            wanted,
-            workshop,
+            chains,
+            Workshop.of(context, teacher.graph, teacher.weights, precision),
             cluster,
             report,
             retries=settings.search.retries,
