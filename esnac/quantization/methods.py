@@ -1,11 +1,11 @@
 """The published ways to few bits by name: which quantisers of weights and inputs go together.
 
-    lsq      learned steps for both (Esser et al. 2020)
-    dorefa   weights through tanh, inputs clamped to a fixed range (Zhou et al. 2016)
-    pact     weights as in dorefa, inputs below a learned bound (Choi et al. 2018)
-    qd       weights between the extremes of buckets (Polino et al. 2018); inputs, which the paper
-             leaves, between averages of their extremes
-    dq       as qd, with trained points (`points`) but for the first and the last layer
+lsq      learned steps for both (Esser et al. 2020)
+dorefa   weights through tanh, inputs clamped to a fixed range (Zhou et al. 2016)
+pact     weights as in dorefa, inputs below a learned bound (Choi et al. 2018)
+qd       weights between the extremes of buckets (Polino et al. 2018); inputs, which the paper
+         leaves, between averages of their extremes
+dq       as qd, with trained points (`points`) but for the first and the last layer
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from esnac.quantization.lsq import LSQActivationSettings, LSQWeightSettings
 from esnac.quantization.minmax import MinMaxActivationSettings
 from esnac.quantization.pact import PACTSettings
 from esnac.quantization.points import CodebookSettings
-from esnac.quantization.policy import Policy, make_plan
+from esnac.quantization.policy import FLOAT, Policy, make_plan
 from esnac.quantization.uniform import levels_of
 from esnac.quantization.uniform_weight import UniformSettings
 
@@ -47,21 +47,21 @@ def plan_of(
 ) -> Plan:
     """The quantisers of `method` on `network` with the bits of `policy`.
 
-    `bucket` (qd, dq): weights that share a scale. `inputs` and errors as of `make_plan`.
+    With float activations inputs stay as they are, those of the ends too. `bucket` (qd, dq): weights
+    that share a scale. `inputs` and errors as of `make_plan`.
     """
     weights, activations = _KINDS[method]
+    inputs_too = policy.activations != FLOAT
     if isinstance(weights, UniformSettings):
         weights = replace(weights, rows=bucket)
-    plan = make_plan(network, policy, weights, activations, inputs)
+    plan = make_plan(network, policy, weights, activations if inputs_too else None, inputs)
     changed = {name: _fitting(network, name, s) for name, s in plan.weights.items()}
     if method == "dq":
         changed = {name: _points(s, policy.weights) for name, s in changed.items()}
     return replace(plan, weights=changed)
 
 
-def _fitting(
-    network: nn.Module, name: str, settings: WeightSettings
-) -> WeightSettings:
+def _fitting(network: nn.Module, name: str, settings: WeightSettings) -> WeightSettings:
     """DoReFa's variant for linear layers, which no batch norm follows to take the scale out."""
     layer = network.get_submodule(name.rpartition(".")[0])
     if isinstance(settings, DoReFaWeightSettings) and isinstance(layer, nn.Linear):

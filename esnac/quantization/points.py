@@ -1,7 +1,8 @@
 """Differentiable quantisation: weights stay, the points they are rounded to learn.
 
-Polino et al. (2018), section 4. Each weight becomes the nearest of its tensor's points, in the scaled
-coordinates of its bucket; with p_j the points, q_i the weights and scale_i that of the bucket
+Polino et al. (2018), section 4. Each weight becomes the nearest of its tensor's points, in the
+scaled coordinates of its bucket; with p_j the points, q_i the weights so rounded, scale_i that of
+the bucket,
 
     dL/dp_j = sum over the weights i nearest to p_j of scale_i dL/dq_i
 """
@@ -57,7 +58,7 @@ class CodebookSettings:
 
 
 class CodebookWeight(WeightQuantizer):
-    """Each weight becomes the nearest of the trained `points`, looked up anew in every forward pass.
+    """Each weight becomes the nearest of the trained `points`, looked up in every forward pass.
 
     No gradient goes to the weight.
     """
@@ -117,8 +118,8 @@ def fit_points(
     """Trains the points of all codebooks for `steps` batches; returns the mean loss.
 
     `loss(network, batch)` is a scalar: a distance to the float copy of the network, to any teacher
-    or to labels. Everything else is frozen, but batch norms gather statistics, which are part of the
-    result. Leaves the points sorted and the network in the mode it was in. Raises EsnacError
+    or to labels. Everything else is frozen, but batch norms gather statistics, which are part of
+    the result. Leaves the points sorted and the network in the mode it was in. Raises EsnacError
     without codebooks or with too few batches, TrainingError when the loss is not finite.
     """
     found = codebooks(network)

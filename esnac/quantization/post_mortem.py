@@ -40,7 +40,7 @@ def post_mortem(
 
 @contextmanager
 def quantized(network: nn.Module, plan: Plan, batches: Sequence[Tensor]) -> Iterator[None]:
-    """The quantisers of `plan` are on inside; afterwards weights, buffers and modes are as before."""
+    """The quantisers of `plan` are on inside; afterwards tensors and modes are as before."""
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     modes = [(module, module.training) for module in network.modules()]
     attach(network, plan)

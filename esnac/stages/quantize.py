@@ -12,15 +12,14 @@ to the bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from esnac.data import DataSet
 from esnac.data.batches import training_batches
 from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
@@ -28,15 +27,18 @@ from esnac.errors import EsnacError
 from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.quantization import packed, store
-from esnac.quantization.attach import attach, calibrate, is_quantized, verify_fired
-from esnac.quantization.points import freeze_but_points
+from esnac.quantization.attach import Plan, attach, calibrate, is_quantized, verify_fired
+from esnac.quantization.methods import plan_of
+from esnac.quantization.points import PointSettings, freeze_but_points
+from esnac.quantization.policy import FLOAT, Policy
 from esnac.quantization.post_mortem import post_mortem
 from esnac.quantization.recalibration import recalibrate
-from esnac.runtime import derive_seed
+from esnac.quantization.size import size_report
+from esnac.quantization.store import PACKED
+from esnac.runtime import derive_seed, torch_generator
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.measure import DEPLOYED, measure
-from esnac.stages.plans import plan
+from esnac.stages.measure import deployed_file, measure
 from esnac.stages.retraining import Distillation, retraining
 from esnac.training import TrainingSettings, accuracy, fit, logits
 
@@ -66,6 +68,8 @@ class QuantizeSettings:
     distillation: Distillation = "soft_targets"
     #: Whether to train a second time, with labels alone, to see what the teacher gives.
     without_teacher: bool = True
+    #: Layers or weights with other bits, as in `quantization.policy`: "stages.2.*=2/4".
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations", "ends"):
@@ -76,6 +80,16 @@ class QuantizeSettings:
         require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
         rate = self.learning_rate
         require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        self.policy()
+
+    def policy(self) -> Policy:
+        """The bits of each layer; raises SettingsError for overrides that do not read."""
+        return Policy(
+            weights=self.weights,
+            activations=FLOAT if self.activations is None else self.activations,
+            ends=FLOAT if self.ends is None else self.ends,
+            overrides=self.overrides,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,11 +128,14 @@ class QuantizeStage:
         work.check(target)
         result = measure(self.name, target, work.context, start)
         table[self.settings.method] = result.accuracy
+        report = size_report(target / PACKED)
         details = {
             "accuracy": [{"run": run, "accuracy": found} for run, found in table.items()],
             "bytes": {
-                "float": work.float_bytes(),
-                "packed": result.bytes,
+                "source": deployed_file(work.source).stat().st_size,
+                "packed": report.total,
+                "header": report.header,
+                "tensors": [{**vars(row), "stored": row.stored} for row in report.rows],
             },
         }
         return replace(result, details=details)
@@ -148,11 +165,14 @@ class _Work:
     def accuracy(self, student: StudentNetwork) -> float:
         return accuracy(student, self.context.data.test, self.context.data)
 
+    def plan(self, student: StudentNetwork, method: Method) -> Plan:
+        kind = "qd" if method == "post" else method
+        return plan_of(student, kind, self.settings.policy(), self.settings.bucket)
+
     def without_training(self) -> dict[str, float]:
         """Accuracies of the student as it is, and rounded."""
         student = self.load()
-        settings = replace(self.settings, method="post")
-        rounded = post_mortem(student, plan(student, settings), self.accuracy, self.inputs())
+        rounded = post_mortem(student, self.plan(student, "post"), self.accuracy, self.inputs())
         return {
             "float": self.accuracy(student),
             "rounded": rounded.plain,
@@ -162,10 +182,11 @@ class _Work:
     def quantized(self, checkpoint: Path, report: bool = True) -> StudentNetwork:
         """The student under its quantisers, trained unless the method is not to train."""
         student, context = self.load(), self.context
-        masks = masks_of_zeros(student)
-        attach_masks(student, masks)
-        attach(student, plan(student, self.settings))
-        calibrate(student, self.inputs())
+        attach_masks(student, masks_of_zeros(student))
+        plan = self.plan(student, self.settings.method)
+        attach(student, plan)
+        if plan.activations:
+            calibrate(student, self.inputs())
         if self.settings.method in ("dq", "post"):
             recalibrate(student, self.inputs())
         if self.settings.method != "post":
