@@ -47,8 +47,8 @@ def plan_of(
 ) -> Plan:
     """The quantisers of `method` on `network` with the bits of `policy`.
 
-    With float activations inputs stay as they are, those of the ends too. `bucket` (qd, dq): weights
-    that share a scale. `inputs` and errors as of `make_plan`.
+    With float activations inputs stay as they are, those of the ends too. `bucket` (qd, dq):
+    weights that share a scale. `inputs` and errors as of `make_plan`.
     """
     weights, activations = _KINDS[method]
     inputs_too = policy.activations != FLOAT

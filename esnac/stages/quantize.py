@@ -187,8 +187,8 @@ class _Work:
         attach(student, plan)
         if plan.activations:
             calibrate(student, self.inputs())
-        if self.settings.method in ("dq", "post"):
-            recalibrate(student, self.inputs())
+        # The statistics of the float weights no longer fit; dorefa even changes the scale.
+        recalibrate(student, self.inputs())
         if self.settings.method != "post":
             if self.settings.method == "dq":
                 freeze_but_points(student)
