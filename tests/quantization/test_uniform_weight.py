@@ -19,9 +19,7 @@ def generator(seed: int) -> torch.Generator:
 
 def pair(*shape: int) -> tuple[Tensor, Tensor]:
     """Weights and targets, float64."""
-    first, second = (
-        torch.randn(shape, dtype=torch.float64, generator=generator(i)) for i in (0, 1)
-    )
+    values = torch.randn(2, *shape, dtype=torch.float64, generator=generator(0))
     return values[0], values[1]
 
 
