@@ -18,7 +18,8 @@ from esnac.errors import WeightsError
 
 MAGIC = b"esnac\x00q\n"
 FORMAT = 1
-_HEAD = struct.Struct("<8sH32sI")
+_HEAD = struct.Struct("<8sH32s")
+_LENGTH = struct.Struct("<I")
 #: Bytes that a header may unfold to; that of a network of a thousand layers has half a million.
 _MOST_HEADER = 1 << 26
 
@@ -27,17 +28,17 @@ def seal(header: dict[str, Any], payload: bytes) -> bytes:
     """The file's bytes. `header` is plain JSON data."""
     text = json.dumps(header, separators=(",", ":"), allow_nan=False)
     deflated = zlib.compress(text.encode(), 9)
-    digest = hashlib.sha256(deflated + payload).digest()
-    return _HEAD.pack(MAGIC, FORMAT, digest, len(deflated)) + deflated + payload
+    rest = _LENGTH.pack(len(deflated)) + deflated + payload
+    return _HEAD.pack(MAGIC, FORMAT, hashlib.sha256(rest).digest()) + rest
 
 
 def unseal(data: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
     """Header and payload. Raises WeightsError, in which `where` names the file."""
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
         raise WeightsError(f"{where} is no packed student. Give a file that quantisation wrote.")
-    if len(data) < _HEAD.size:
+    if len(data) < _HEAD.size + _LENGTH.size:
         raise damaged(where, f"only {len(data)} bytes")
-    _, number, digest, length = _HEAD.unpack_from(data)
+    _, number, digest = _HEAD.unpack_from(data)
     if number != FORMAT:
         raise WeightsError(
             f"{where} has format {number}, this version reads {FORMAT}. Use the version of esnac "
@@ -46,6 +47,8 @@ def unseal(data: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
     rest = memoryview(data)[_HEAD.size :]
     if hashlib.sha256(rest).digest() != digest:
         raise damaged(where, "its checksum is another")
+    (length,) = _LENGTH.unpack_from(rest)
+    rest = rest[_LENGTH.size :]
     try:
         unfold = zlib.decompressobj()
         header = json.loads(unfold.decompress(rest[:length], _MOST_HEADER))

@@ -1,6 +1,7 @@
 """Named tensors, plain or as `Codes`, to bytes and back.
 
-Every quantised tensor is stored in parts: table, scale, offset, mask, codes. Numbers are kept as
+A quantised tensor is stored in parts: table, scale, offset, mask, codes; another one as its values,
+and a mask where it is sparse enough for that to pay. Numbers are kept as
 float16 where that loses nothing, a table that is an even grid is not kept at all, and codes and
 mask are kept as bits or by `rans`, whichever is shorter. Under the mask there are no codes.
 """
@@ -99,15 +100,27 @@ def _write_plain(name: str, tensor: Tensor) -> tuple[Entry, list[bytes]]:
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in DTYPES:
         raise EsnacError(f"{name} is {tensor.dtype}; a packed file keeps {', '.join(DTYPES)}.")
-    coding, data = _from_numbers(tensor)
-    parts = {"values": {"size": len(data), "as": coding}}
-    return {"name": name, "shape": list(tensor.shape), "dtype": kind, "parts": parts}, [data]
+    flat = tensor.detach().cpu().reshape(-1)
+    written = {"values": _from_numbers(flat)}
+    keep = _not_zero(flat)
+    if not keep.all():
+        sparse = {"keep": _from_codes(keep.numpy().astype(np.uint8), 2)}
+        sparse["values"] = _from_numbers(flat[keep])
+        written = min(
+            written, sparse, key=lambda parts: sum(len(data) for _, data in parts.values())
+        )
+    entry = {"name": name, "shape": list(tensor.shape), "dtype": kind, "parts": _index(written)}
+    return entry, [data for _, data in written.values()]
 
 
 def _read_plain(entry: Entry, parts: Mapping[str, bytes]) -> Tensor:
-    shape = _shape(entry)
-    coding = entry["parts"]["values"]["as"]
-    return _to_numbers(parts["values"], math.prod(shape), coding, entry["dtype"]).reshape(shape)
+    shape, kind = _shape(entry), entry["dtype"]
+    count, coding = math.prod(shape), entry["parts"]["values"]["as"]
+    if "keep" not in parts:
+        return _to_numbers(parts["values"], count, coding, kind).reshape(shape)
+    keep = _to_mask(parts["keep"], count, entry["parts"]["keep"]["as"])
+    values = _to_numbers(parts["values"], int(keep.sum()), coding, kind)
+    return torch.zeros(count, dtype=values.dtype).masked_scatter_(keep, values).reshape(shape)
 
 
 def _write_codes(name: str, stored: Codes) -> tuple[Entry, list[bytes]]:
@@ -130,7 +143,7 @@ def _write_codes(name: str, stored: Codes) -> tuple[Entry, list[bytes]]:
         "shape": list(stored.codes.shape),
         "rows": stored.rows,
         "levels": stored.levels,
-        "parts": {part: {"size": len(data), "as": how} for part, (how, data) in written.items()},
+        "parts": _index(written),
     }
     return entry, [data for _, data in written.values()]
 
@@ -143,7 +156,7 @@ def _read_codes(entry: Entry, parts: Mapping[str, bytes]) -> Codes:
     count, rows = math.prod(shape), count_rows(shape, entry["rows"])
     keep = None
     if "keep" in parts:
-        keep = torch.from_numpy(_to_codes(parts["keep"], count, 2, how["keep"])).bool()
+        keep = _to_mask(parts["keep"], count, how["keep"])
         count = int(keep.sum())
     codes = torch.from_numpy(_to_codes(parts["codes"], count, levels, how["codes"]))
     if keep is not None:
@@ -207,6 +220,23 @@ def _to_codes(data: bytes, count: int, levels: int, coding: str) -> NDArray[np.u
     if coding == "bits":
         return bits.unpack(data, count, levels)
     raise ValueError(f"codes kept as {coding!r}")
+
+
+def _to_mask(data: bytes, count: int, coding: str) -> Tensor:
+    return torch.from_numpy(_to_codes(data, count, 2, coding)).bool()
+
+
+def _not_zero(flat: Tensor) -> Tensor:
+    """All but zeros; a zero with a sign is kept, so that every bit comes back."""
+    return (flat != 0) | flat.signbit()
+
+
+def _bytes(written: Mapping[str, tuple[str, bytes]]) -> int:
+    return sum(len(data) for _, data in written.values())
+
+
+def _index(written: Mapping[str, tuple[str, bytes]]) -> dict[str, Any]:
+    return {part: {"size": len(data), "as": coding} for part, (coding, data) in written.items()}
 
 
 def _shape(entry: Entry) -> tuple[int, ...]:

@@ -22,10 +22,11 @@ class TensorSize:
     """One tensor of a packed file; sizes in bytes.
 
     `stored` = `codes` + `scales` (with offsets) + `table` + `mask`, as they lie in the file; a
-    tensor that is not quantised has `levels` None and counts under `codes`. For comparison: `raw` in
-    float32 or its own type, `fixed` with ceil(log2(levels)) bits for each code, `huffman` by the
-    shorter of a code of symbols and one of pairs, `entropy` the least there is for codes without
-    memory; all three of the codes alone, of which there are none under a mask.
+    tensor that is not quantised has `levels` None and its values under `codes`. For comparison:
+    `raw` in float32 or its own type, `fixed` with ceil(log2(levels)) bits for each code, `huffman`
+    by the shorter of a code of symbols and one of pairs (half a byte per symbol or pair for the
+    lengths of its words included), `entropy` the least there is for codes without memory; all three
+    of the codes alone, of which there are none under a mask.
     """
 
     name: str
@@ -85,21 +86,23 @@ def read_bytes(path: Path) -> bytes:
 
 def _row(name: str, stored: Stored, sizes: dict[str, int]) -> TensorSize:
     if not isinstance(stored, Codes):
-        raw, values = stored.numel() * stored.element_size(), sizes["values"]
-        return TensorSize(name, stored.numel(), None, raw, raw, raw, raw, values, 0, 0, 0)
+        count, values, mask = stored.numel(), sizes["values"], sizes.get("keep", 0)
+        raw = count * stored.element_size()
+        return TensorSize(name, count, None, raw, raw, raw, raw, values, 0, 0, mask)
     codes = stored.codes if stored.keep is None else stored.codes[stored.keep]
     flat, levels = codes.reshape(-1).numpy().astype(np.uint8), stored.levels
     counts = entropy.count_codes(flat, levels)
-    huffman = entropy.huffman_bits(counts)
+    huffman = len(flat) * entropy.huffman_bits(counts) / 8 + levels / 2
     if levels <= _MOST_PAIRED:
-        huffman = min(huffman, entropy.huffman_bits(entropy.count_pairs(flat, levels)) / 2)
+        pairs = entropy.count_pairs(flat, levels)
+        huffman = min(huffman, pairs.sum() * entropy.huffman_bits(pairs) / 8 + levels**2 / 2)
     return TensorSize(
         name=name,
         numel=stored.codes.numel(),
         levels=levels,
         raw=4 * stored.codes.numel(),
         fixed=math.ceil(len(flat) * max((levels - 1).bit_length(), 1) / 8),
-        huffman=len(flat) * huffman / 8,
+        huffman=float(huffman),
         entropy=len(flat) * entropy.entropy(counts) / 8,
         codes=sizes["codes"],
         scales=sizes["scale"] + sizes.get("offset", 0),
