@@ -1,7 +1,8 @@
 """The published ways to few bits by name: which quantisers of weights and inputs go together.
 
 lsq      learned steps for both (Esser et al. 2020)
-dorefa   weights through tanh, inputs clamped to a fixed range (Zhou et al. 2016)
+dorefa   weights through tanh, inputs clamped to a fixed range (Zhou et al. 2016); what the network
+         is given, of either sign, between averages of its extremes
 pact     weights as in dorefa, inputs below a learned bound (Choi et al. 2018)
 qd       weights between the extremes of buckets (Polino et al. 2018); inputs, which the paper
          leaves, between averages of their extremes
@@ -21,6 +22,7 @@ from esnac.quantization.attach import Plan
 from esnac.quantization.dorefa import DoReFaActivationSettings, DoReFaWeightSettings
 from esnac.quantization.lsq import LSQActivationSettings, LSQWeightSettings
 from esnac.quantization.minmax import MinMaxActivationSettings
+from esnac.quantization.order import ends
 from esnac.quantization.pact import PACTSettings
 from esnac.quantization.points import CodebookSettings
 from esnac.quantization.policy import FLOAT, Policy, make_plan
@@ -51,22 +53,35 @@ def plan_of(
     weights that share a scale. `inputs` and errors as of `make_plan`.
     """
     weights, activations = _KINDS[method]
-    inputs_too = policy.activations != FLOAT
     if isinstance(weights, UniformSettings):
         weights = replace(weights, rows=bucket)
-    plan = make_plan(network, policy, weights, activations if inputs_too else None, inputs)
-    changed = {name: _fitting(network, name, s) for name, s in plan.weights.items()}
+    quantized = None if policy.activations == FLOAT else activations
+    plan = make_plan(network, policy, weights, quantized, inputs)
+    chosen = {name: _of_layer(network, name, s) for name, s in plan.weights.items()}
     if method == "dq":
-        changed = {name: _points(s, policy.weights) for name, s in changed.items()}
-    return replace(plan, weights=changed)
+        chosen = {name: _points(s, policy.weights) for name, s in chosen.items()}
+    if method == "dorefa":
+        return Plan(chosen, _first_signed(network, plan, inputs))
+    return Plan(chosen, plan.activations)
 
 
-def _fitting(network: nn.Module, name: str, settings: WeightSettings) -> WeightSettings:
+def _of_layer(network: nn.Module, name: str, settings: WeightSettings) -> WeightSettings:
     """DoReFa's variant for linear layers, which no batch norm follows to take the scale out."""
     layer = network.get_submodule(name.rpartition(".")[0])
     if isinstance(settings, DoReFaWeightSettings) and isinstance(layer, nn.Linear):
         return replace(settings, variant="row")
     return settings
+
+
+def _first_signed(
+    network: nn.Module, plan: Plan, inputs: Sequence[Tensor]
+) -> dict[str, ActivationSettings]:
+    """What the network itself is given has negative values, which DoReFa would make 0."""
+    first = {name.rpartition(".")[0] for name in ends(network, inputs)[0]}
+    return {
+        path: MinMaxActivationSettings(s.bits) if path in first else s
+        for path, s in plan.activations.items()
+    }
 
 
 def _points(settings: WeightSettings, bits: float) -> WeightSettings:
