@@ -102,10 +102,14 @@ def reallocate(plan: Plan, network: nn.Module, norms: Mapping[str, float], bits:
     """`plan` with the tensors of `bits` bits given more or fewer, by the `norms` of the gradient.
 
     They take no more bits together than before (trained points: as many points). Raises EsnacError
-    when that leaves every tensor as it was.
+    unless there are two to share bits.
     """
     weights = effective_weights(network)
     chosen = {name: s for name, s in plan.weights.items() if s.bits == bits and name in norms}
+    if len(chosen) < 2:
+        raise EsnacError(
+            f"Bits by gradients need two weights of {bits} bits; there is no such pair."
+        )
     points = {name: s for name, s in chosen.items() if isinstance(s, CodebookSettings)}
     others = {name: s for name, s in chosen.items() if name not in points}
     numels = {name: weights[name].numel() for name in chosen}
@@ -123,8 +127,6 @@ def reallocate(plan: Plan, network: nn.Module, norms: Mapping[str, float], bits:
             name: replace(s, bits=given[name])  # type: ignore[type-var]
             for name, s in others.items()
         }
-    if all(chosen[name] == changed[name] for name in chosen):
-        raise EsnacError("Bits by gradients are those of before; leave that setting out.")
     return Plan({**plan.weights, **changed}, plan.activations)
 
 

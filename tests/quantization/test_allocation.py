@@ -96,9 +96,9 @@ def test_a_plan_with_points_by_gradients() -> None:
     assert [s.levels for s in found.weights.values() if isinstance(s, CodebookSettings)] == [10, 6]
 
 
-def test_gradients_that_change_nothing() -> None:
-    plan = Plan(dict.fromkeys(NAMES[:2], CodebookSettings(8)))
-    with pytest.raises(EsnacError, match="those of before"):
+def test_one_weight_shares_with_none() -> None:
+    plan = Plan({NAMES[0]: UniformSettings(3), NAMES[1]: UniformSettings(8)})
+    with pytest.raises(EsnacError, match="need two weights of 3 bits"):
         reallocate(plan, network(), dict.fromkeys(NAMES[:2], 1.0), 3)
 
 

@@ -173,7 +173,7 @@ def test_bits_by_gradients_are_no_more(
     settings = QuantizeSettings(
         method,  # type: ignore[arg-type]
         weights=3,
-        ends=None,
+        ends=3,
         epochs=1,
         without_teacher=False,
         by_gradients=True,
