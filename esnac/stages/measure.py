@@ -17,7 +17,7 @@ from esnac.training import accuracy
 DEPLOYED = (store.PACKED, students.WEIGHTS)
 
 
-def load_student(folder: Path) -> StudentNetwork:
+def load_student(folder: str | Path) -> StudentNetwork:
     """The student in `folder` in eval mode on the CPU. Raises EsnacError."""
     return store.load(folder)
 
