@@ -69,11 +69,12 @@ def run(args: argparse.Namespace) -> int:
     from esnac.deployment import micronet
     from esnac.deployment.micronet.table import to_csv
     from esnac.files import write_text
+    from esnac.quantization.store import load
 
     task = micronet.task(args.task)
     entry = _find(args)
     quality = _quality(args, task, entry)
-    network = load_student(entry.folder)
+    network = load(entry.folder)
     found = micronet.score(
         network.graph,
         task,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from esnac.data import DataSet, ImageSet
+from esnac.data import DataSet
 from esnac.data.batches import evaluation_batches
+from esnac.data.sets import Images
 from esnac.deployment import mnn, onnx_session, stopwatch
 from esnac.errors import DataError, EsnacError
 from esnac.runtime import evaluating
@@ -41,7 +42,7 @@ class Row:
         return {**asdict(self), "seconds": {str(b): s for b, s in self.seconds.items()}}
 
 
-def inputs_of(images: ImageSet, data: DataSet) -> np.ndarray:
+def inputs_of(images: Images, data: DataSet) -> np.ndarray:
     """The normalised inputs (N x C x H x W, float32) of `images` in order."""
     if not len(images):
         raise DataError(f"{data.name}: no images to run. Ask for a larger split.")
@@ -55,7 +56,7 @@ def logits(path: Path, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
     return onnx_session.run(onnx_session.open_session(path, threads), inputs)
 
 
-def fraction_right(logits: np.ndarray, images: ImageSet) -> float:
+def fraction_right(logits: np.ndarray, images: Images) -> float:
     right: float = (logits.argmax(axis=1) == images.labels.cpu().numpy()).mean().item()
     return right
 

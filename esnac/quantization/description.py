@@ -25,6 +25,7 @@ from esnac.quantization.dorefa import DoReFaActivationSettings, DoReFaWeightSett
 from esnac.quantization.lsq import LSQActivationSettings, LSQWeightSettings
 from esnac.quantization.minmax import MinMaxActivationSettings, MinMaxWeightSettings
 from esnac.quantization.pact import PACTSettings
+from esnac.quantization.points import CodebookSettings
 from esnac.quantization.uniform_weight import UniformSettings
 from esnac.settings import build, to_plain
 
@@ -36,6 +37,7 @@ WEIGHTS: dict[str, type] = {
     "lsq": LSQWeightSettings,
     "dorefa": DoReFaWeightSettings,
     "minmax": MinMaxWeightSettings,
+    "codebook": CodebookSettings,
 }
 
 #: Settings of the quantisers of activations by method.

@@ -31,5 +31,6 @@ class StageKind:
 
 STAGES: dict[str, StageKind] = {
     "export": StageKind("esnac.stages.export", "ExportSettings", "ExportStage"),
+    "quantize": StageKind("esnac.stages.quantize", "QuantizeSettings", "QuantizeStage"),
     "train": StageKind("esnac.stages.train", "TrainSettings", "TrainStage"),
 }

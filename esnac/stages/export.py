@@ -11,7 +11,8 @@ from typing import Literal
 
 import torch
 
-from esnac.data import DataSet, ImageSet
+from esnac.data import DataSet
+from esnac.data.sets import Images
 from esnac.deployment import mnn, onnx_export, onnx_int8, onnx_weights, runtime_table
 from esnac.deployment.extras import require_extra
 from esnac.deployment.stopwatch import device_name
@@ -114,7 +115,7 @@ class ExportStage:
             _WRITERS[name](student, paths, calibration, data)
         return self._result(student, paths, data, start)
 
-    def _calibration(self, data: DataSet, context: StageContext) -> ImageSet:
+    def _calibration(self, data: DataSet, context: StageContext) -> Images:
         generator = torch_generator(context.seed, "calibration", context.index)
         order = torch.randperm(len(data.train), generator=generator)
         return data.train.subset(order[: self.settings.images])
@@ -162,11 +163,11 @@ def _require_float(student: StudentNetwork, formats: tuple[str, ...]) -> None:
             )
 
 
-Writer = Callable[[StudentNetwork, Mapping[str, Path], ImageSet, DataSet], object]
+Writer = Callable[[StudentNetwork, Mapping[str, Path], Images, DataSet], object]
 
 
 def _onnx(
-    student: StudentNetwork, paths: Mapping[str, Path], images: ImageSet, data: DataSet
+    student: StudentNetwork, paths: Mapping[str, Path], images: Images, data: DataSet
 ) -> None:
     # At the edge of a rounding, the last bit of a float decides between two levels.
     tolerance = None if activation_quantizers(student) else onnx_export.TOLERANCE
@@ -177,7 +178,7 @@ def _onnx(
 
 
 def _onnx_int8(
-    student: StudentNetwork, paths: Mapping[str, Path], images: ImageSet, data: DataSet
+    student: StudentNetwork, paths: Mapping[str, Path], images: Images, data: DataSet
 ) -> None:
     inputs = runtime_table.inputs_of(images, data)
     onnx_int8.quantize(paths["onnx"], paths["onnx_int8"], inputs)
@@ -187,7 +188,7 @@ def _onnx_packed(
     bits: int,
     student: StudentNetwork,
     paths: Mapping[str, Path],
-    images: ImageSet,
+    images: Images,
     data: DataSet,
 ) -> None:
     weights = {
@@ -201,16 +202,15 @@ def _onnx_packed(
     onnx_weights.pack(paths["onnx"], paths[f"onnx_int{bits}"], weights)
 
 
-def _mnn(
-    student: StudentNetwork, paths: Mapping[str, Path], images: ImageSet, data: DataSet
-) -> None:
+def _mnn(student: StudentNetwork, paths: Mapping[str, Path], images: Images, data: DataSet) -> None:
     mnn.convert(paths["onnx"], paths["mnn"])
 
 
 def _mnn_int8(
-    student: StudentNetwork, paths: Mapping[str, Path], images: ImageSet, data: DataSet
+    student: StudentNetwork, paths: Mapping[str, Path], images: Images, data: DataSet
 ) -> None:
-    mnn.quantize(paths["mnn"], paths["mnn_int8"], images.images.numpy(), data.mean, data.std)
+    (pixels,) = images.batches([torch.arange(len(images))])
+    mnn.quantize(paths["mnn"], paths["mnn_int8"], pixels.numpy(), data.mean, data.std)
 
 
 _WRITERS: dict[str, Writer] = {
