@@ -32,6 +32,7 @@ from esnac.settings import to_plain
 from esnac.training import checkpoints
 from esnac.training.checkpoints import Checkpoint
 from esnac.training.evaluate import accuracy
+from esnac.training.hooks import NO_HOOKS, Hooks
 from esnac.training.schedules import learning_rate
 from esnac.training.settings import TrainingSettings
 from esnac.training.together import joined
@@ -87,6 +88,7 @@ def fit(
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     group: Group = ALONE,
+    hooks: Hooks = NO_HOOKS,
 ) -> TrainingResult:
     """Trains `model` in place and leaves it in eval mode with the kept weights.
 
@@ -100,6 +102,7 @@ def fit(
 
     The ranks of a `group` train one model together, with the same batches, schedule and steps, and
     end with the same weights and the same error, if any. Rank 0 alone touches the checkpoint.
+    `hooks` act in each epoch; a resumed training calls those of the epochs that are left.
     """
     training = Training(
         model,
@@ -112,6 +115,7 @@ def fit(
         device=device,
         checkpoint=checkpoint,
         group=group,
+        hooks=hooks,
     )
     for record in training.epochs():
         if on_epoch is not None:
@@ -135,16 +139,19 @@ class Training:
         device: torch.device,
         checkpoint: Path | None = None,
         group: Group = ALONE,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
         _check(data, settings, targets, augmentation_seed)
+        _check_hooks(hooks, settings)
         width = mean_width(model, data.input_shape, device) if settings.precision == "auto" else 0.0
         numerics = resolve_precision(settings.precision, device, width)
         numerics = without_known_faults(numerics, model, device)
         model.to(memory_format=numerics.memory_format)  # type: ignore[call-overload]
         optimizer = make_optimizer(model, settings)
         self._run = _Run(
-            model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer, group
-        )
+            model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer,
+            group, hooks,
+        )  # fmt: skip
         self._targets = targets if settings.distills else None
         self._checkpoint = checkpoint
         fingerprint = _fingerprint(self._run)
@@ -218,10 +225,13 @@ class _Run:
     numerics: Numerics
     optimizer: torch.optim.Optimizer
     group: Group
+    hooks: Hooks
 
 
 def _epoch(run: _Run, epoch: int, targets: Targets | None) -> EpochRecord:
     start = time.perf_counter()
+    if run.hooks.before_epoch is not None:
+        run.hooks.before_epoch(epoch)
     wanted = None if targets is None else targets.epoch(epoch)
     trained = time.perf_counter()
     others = (run.group.rank,) if run.group.rank else ()  # dropout differs from rank to rank
@@ -253,6 +263,7 @@ def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> t
     look = CHECK_EVERY.get(run.device.type, 1)
     total = torch.zeros((), device=run.device)
     rate = settings.learning_rate
+    factor = 1.0 if run.hooks.rate is None else run.hooks.rate(epoch)
     model.train()
     sizes = batch_sizes(count, settings.batch_size)
     batches = training_batches(
@@ -268,9 +279,9 @@ def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> t
     for step, (size, (inputs, labels, indices)) in enumerate(zip(sizes, batches, strict=True)):
         if epoch < settings.early_epochs:
             inputs = window(inputs, settings.early_side, windows)
-        rate = learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
+        rate = factor * learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
         wanted = None if targets is None else targets[indices].float()
-        total += _step(run, model, inputs, labels, wanted, rate, size)
+        total += _step(run, model, inputs, labels, wanted, rate, size, epoch)
         if step % look == 0:
             _require_finite(run.group.sum(total), epoch, step)
     total = run.group.sum(total)
@@ -286,6 +297,7 @@ def _step(
     targets: Tensor | None,
     rate: float,
     size: int,
+    epoch: int,
 ) -> Tensor:
     """One step on a batch of `size` images of all ranks, of which this one has `inputs`.
 
@@ -299,7 +311,10 @@ def _step(
     _, part = run.group.share(size)
     run.optimizer.zero_grad()
     # Gradients become their mean over ranks: that of the mean loss of all images.
-    (value * (part * run.group.size)).backward()
+    wanted = value * (part * run.group.size)
+    if run.hooks.penalty is not None:
+        wanted = wanted + run.hooks.penalty(epoch)
+    wanted.backward()
     if run.settings.clip_norm is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
     run.optimizer.step()
@@ -335,7 +350,7 @@ def _advance(state: Checkpoint, run: _Run, record: EpochRecord) -> Checkpoint:
     )
     if run.settings.select == "last":
         return dataclasses.replace(after, best_epoch=record.epoch, best_accuracy=record.accuracy)
-    if record.accuracy <= state.best_accuracy:
+    if record.epoch < run.hooks.settled or record.accuracy <= state.best_accuracy:
         return after
     best = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
     return dataclasses.replace(
@@ -358,10 +373,20 @@ def _check(
         raise TrainingError("The teacher's targets were made for another augmentation seed.")
 
 
+def _check_hooks(hooks: Hooks, settings: TrainingSettings) -> None:
+    if hooks.settled >= settings.epochs:
+        raise TrainingError(
+            f"Weights may be kept from epoch {hooks.settled} on, but the training has only epochs "
+            f"0 to {settings.epochs - 1}. Train longer."
+        )
+
+
 def _fingerprint(run: _Run) -> str:
     state = run.model.state_dict()
+    acts = {"hooks": run.hooks.about} if run.hooks.about else {}
     return json.dumps(
         {
+            **acts,
             "settings": to_plain(run.settings),
             "seeds": [run.seed, run.augmentation_seed],
             "data": _data_fingerprint(run.data),
