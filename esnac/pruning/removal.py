@@ -30,14 +30,15 @@ def removable(space: Space, by_scales: bool) -> np.ndarray:
     """The groups (G, bool) of which channels can be cut without a change of what is computed.
 
     `by_scales`: when only the scales and shifts of batch norms become zero, as in slimming; else
-    the weights that make the channels too. A group norm mixes its channels: their groups stay.
+    the weights that make the channels too. Groups stay that pass a group norm, which mixes its
+    channels, or a channel shuffle, behind which blocks of other channels would meet.
     """
     groups, graph = space.groups, space.graph
     found = ~space.frozen
     silent = _silent(graph, makers=not by_scales)
     for number, layer in enumerate(graph.layers):
         owners = groups.group_of_unit[groups.reads[number]]
-        if layer.kind == "group_norm":
+        if layer.kind in ("group_norm", "channel_shuffle"):
             found[owners] = False
         elif makes_channels(layer):
             found[owners[~_read(layer, silent, graph)]] = False
