@@ -146,7 +146,8 @@ def ask_seconds(observations: int) -> float:
     for number in range(observations):
         step = min(number // 8, (observations - 9) // 8)
         trial = Trial(number, step, space.moves(drawn, number), 1, 1, 0.5)
-        searcher.restore(trial, Outcome(accuracy=float(rng.uniform(0.3, 0.9))))
+        searcher.restore(trial)
+        searcher.tell(trial, Outcome(accuracy=float(rng.uniform(0.3, 0.9))))
     searcher.ask(8)
     start = time.perf_counter()
     searcher.ask(8)

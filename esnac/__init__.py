@@ -12,19 +12,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from esnac.api import SearchResult as SearchResult
+    from esnac.api import compress as compress
     from esnac.api import run_search as run_search
     from esnac.errors import EsnacError as EsnacError
     from esnac.graphs.arch_graph import ArchGraph as ArchGraph
-    from esnac.graphs.student import load as load_student
     from esnac.graphs.trace import trace as trace
     from esnac.search.searcher import Searcher as Searcher
+    from esnac.stages.measure import load_student as load_student
 
 _PUBLIC = {
     "ArchGraph": ("esnac.graphs.arch_graph", "ArchGraph"),
     "EsnacError": ("esnac.errors", "EsnacError"),
     "SearchResult": ("esnac.api", "SearchResult"),
     "Searcher": ("esnac.search.searcher", "Searcher"),
-    "load_student": ("esnac.graphs.student", "load"),
+    "compress": ("esnac.api", "compress"),
+    "load_student": ("esnac.stages.measure", "load_student"),
     "run_search": ("esnac.api", "run_search"),
     "trace": ("esnac.graphs.trace", "trace"),
 }
@@ -34,6 +36,7 @@ __all__ = [
     "EsnacError",
     "SearchResult",
     "Searcher",
+    "compress",
     "load_student",
     "run_search",
     "trace",

@@ -36,6 +36,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
         *("index", "trial", "stage", "accuracy", "validation_accuracy", "f"),
         *("params", "macs", "ratio", "path", "seconds"),
     ),
+    "stages": ("stages",),
     "failure": ("index", "trial", "stage", "reason"),
 }
 

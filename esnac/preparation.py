@@ -16,6 +16,7 @@ from esnac.data import DataSet
 from esnac.data.vision import torchvision
 from esnac.errors import EsnacError, SettingsError, WeightsError
 from esnac.graphs.arch_graph import ArchGraph
+from esnac.graphs.masks import effective_weights
 from esnac.graphs.network import StudentNetwork, teacher_weights
 from esnac.graphs.trace import trace
 from esnac.report.epochs import EpochProgress
@@ -24,6 +25,8 @@ from esnac.runtime import derive_seed, seeded
 from esnac.search.presets import preset
 from esnac.search.settings import RunSettings
 from esnac.settings import build, load_toml, merge, parse_assignments, to_plain
+from esnac.stages.notation import parse
+from esnac.stages.pipeline import resolve
 from esnac.stages.teacher import TeacherJob, train_teacher
 from esnac.training import accuracy
 
@@ -64,6 +67,21 @@ class Teacher:
     file: Path | None = None
 
 
+def built(plain: Mapping[str, Any], where: str = "settings") -> RunSettings:
+    """Settings whose chain of stages is checked and filled in as well. Raises SettingsError."""
+    return _with_chain(build(RunSettings, plain, where=where))
+
+
+def _with_chain(settings: RunSettings) -> RunSettings:
+    return replace(settings, stages=resolve(settings.stages))
+
+
+def chain_read(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, with `stages` as tables where they were text."""
+    text = plain.get("stages")
+    return dict(plain) | ({"stages": parse(text)} if isinstance(text, str) else {})
+
+
 def resolve_settings(choices: Choices, folders: Folders) -> RunSettings:
     """Defaults < preset < search space and recipe < file < assignments < flags, checked.
 
@@ -86,9 +104,9 @@ def resolve_settings(choices: Choices, folders: Folders) -> RunSettings:
         ),
         (_source(choices), explicit),
     ]
-    checked = _built(preset(named["preset"], 50_000), layers, named)
+    checked = _with_chain(_built(preset(named["preset"], 50_000), layers, named))
     images = data_room.count_training_images(checked.dataset, folders.data, checked.data)
-    return _built(preset(named["preset"], images), layers, named)
+    return _with_chain(_built(preset(named["preset"], images), layers, named))
 
 
 def _built(
@@ -106,7 +124,7 @@ def _built(
 def explicit_settings(choices: Choices) -> dict[str, Any]:
     """What the user set by file and assignments."""
     file = load_toml(choices.file) if choices.file else {}
-    explicit = merge(file, parse_assignments(list(choices.assignments)))
+    explicit = chain_read(merge(file, parse_assignments(list(choices.assignments))))
     for key in ("network", "dataset"):
         if explicit.get(key, getattr(choices, key)) != getattr(choices, key):
             raise SettingsError(f"The {key} is chosen by --{key}, not by a setting.")
@@ -147,7 +165,8 @@ def prepare_teacher(
     else:
         looked = ", ".join(map(str, folders.teachers)) or "no folder"
         raise WeightsError(
-            f"The run's teacher {name} is gone (looked in {looked}): use --teachers."
+            f"There is no teacher {name} (looked in {looked}): use --teachers, or train one: "
+            "esnac teacher."
         )
     return _teacher(*_as_network(module, data, device), card.accuracy, card.validation_accuracy)
 
@@ -156,6 +175,12 @@ def _as_network(
     module: nn.Module, data: DataSet, device: torch.device
 ) -> tuple[StudentNetwork, dict[str, Tensor]]:
     """`module` (not changed) as a network of this package on `device`; its weights on the CPU."""
+    if isinstance(module, StudentNetwork):
+        _check_outputs(module.graph, data)
+        baked = module.state_dict() | effective_weights(module)
+        own = StudentNetwork(module.graph).state_dict()
+        weights = {key: baked[key].detach().cpu() for key in own}
+        return StudentNetwork(module.graph, weights).to(device).eval(), weights
     graph = trace(module, data.input_shape)
     _check_outputs(graph, data)
     state = {key: _as_float(value.detach().cpu()) for key, value in module.state_dict().items()}

@@ -163,9 +163,11 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
             near = did_you_mean(value, map(str, options)) if isinstance(value, str) else ""
             raise SettingsError(f"{where}: {key} must be one of {names}; got {value!r}.{near}")
         return value
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or origin is dict:
         if not isinstance(value, Mapping):
             raise SettingsError(f"{where}: {key} is a table of settings; got {value!r}.")
+        if origin is dict:
+            return dict(value)
         return build(typing.cast(type, hint), value, where, key + ".")
     if origin is tuple:
         return _convert_tuple(options, value, where, key)

@@ -19,7 +19,7 @@ FLOORS = (
     | {"executors", "cluster"},
     {"training", "surrogate", "distillation", "quantization", "pruning", "deployment"},
     {"search", "stages", "report"},
-    {"preparation", "api"},
+    {"preparation", "session", "api"},
     {"cli"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

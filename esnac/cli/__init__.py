@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from esnac.cli import finish, search, show, stat, teacher
+from esnac.cli import compress, finish, search, show, stat, teacher
 from esnac.errors import EsnacError
 
 COMMANDS = {
     "teacher": teacher,
     "search": search,
     "finish": finish,
+    "compress": compress,
     "stat": stat,
     "show": show,
 }
@@ -102,7 +103,7 @@ class _Version(argparse.Action):
 
 
 def _how_to_resume(words: Sequence[str]) -> str:
-    if "search" in words and "--resume" not in words:
+    if {"search", "compress"} & {*words} and "--resume" not in words:
         words = [*words, "--resume"]
     return f"What was finished is kept; to go on: {shlex.join(['esnac', *words])}"
 

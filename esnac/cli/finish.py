@@ -25,6 +25,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="the weights that the search was given with --teacher, if it was",
     )
+    options.add_stages(
+        parser, "the whole chain that they go through then (what is done of it is not repeated)"
+    )
     options.add_machine(parser)
     options.add_cluster(parser)
     options.add_folders(parser, "runs", "teachers", "data")
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         folders,
         device=args.device,
         weights=args.teacher,
+        stages=args.stages,
         cluster=options.cluster(args),
     )
     return stat.show_runs([path])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,17 @@ def add_settings(parser: argparse.ArgumentParser, example: str) -> None:
         default=[],
         metavar="KEY=VALUE",
         help=f"change one setting, as in --set {example}; may be repeated",
+    )
+
+
+def add_stages(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    """--stages."""
+    parser.add_argument(
+        "--stages",
+        required=required,
+        metavar="CHAIN",
+        help=f"{text}, as in --stages 'prune(agp, sparsity=0.8), train(epochs=10)'; an unknown "
+        "stage lists them all",
     )
 
 
@@ -144,13 +156,15 @@ def choices(args: argparse.Namespace) -> Choices:
     from esnac.preparation import Choices
 
     flags = vars(args)
+    stages = flags.get("stages")
+    chain = [] if stages is None else [f"stages={json.dumps(stages)}"]
     return Choices(
         network=args.network,
         dataset=_absolute(args.dataset),
         seed=args.seed,
         preset=flags.get("preset"),
         file=flags.get("settings"),
-        assignments=args.assignments,
+        assignments=args.assignments + chain,
     )
 
 

@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="a TOML file of settings, on top of the preset",
     )
+    options.add_stages(parser, "what the best students go through after full training")
     _add_goal(parser)
     options.add_settings(parser, "search.steps=5")
     options.add_machine(parser)

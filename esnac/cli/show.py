@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from esnac.cli import options
 
 if TYPE_CHECKING:
-    from esnac.report.summary import RunSummary
+    from esnac.report.summary import Finalist, RunSummary
     from esnac.runs import Run
 
 BEST = 10
@@ -68,9 +68,23 @@ def _run_text(opened: Run, summary: RunSummary) -> str:
     if best:
         table = tables.columns(tables.TRIAL_HEADER, tables.trial_rows(best))
         parts.append(f"best trials (validation)\n{table}")
+    if any(finalist.stages for finalist in summary.finalists):
+        table = tables.columns(tables.STAGE_HEADER, tables.stage_rows(summary.finalists))
+        parts.append(f"stages of the finalists (test)\n{table}")
+    parts += [text for text in map(_details, summary.finalists) if text]
     if summary.failures:
         parts.append("\n".join(map(tables.failed, summary.failures)))
     return "\n\n".join(parts)
+
+
+def _details(finalist: Finalist) -> str:
+    """What the stages of a finalist told of themselves."""
+    from esnac.report.details import details_text
+
+    told = [
+        (stage.get("stage"), details_text(stage.get("details") or {})) for stage in finalist.stages
+    ]
+    return "\n\n".join(f"finalist {finalist.index}, {name}\n{text}" for name, text in told if text)
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
@@ -116,6 +130,7 @@ def _trial_text(summary: RunSummary, number: int, events: list[dict[str, Any]]) 
         if finalist.trial == number:
             lines += [f"finalist {finalist.index}"]
             lines += [f"  {stage.get('stage')}: {_stage_text(stage)}" for stage in finalist.stages]
+            lines += [text for text in [_details(finalist)] if text]
     lines += [tables.failed(failure) for failure in summary.failures if failure.trial == number]
     return "\n".join(lines)
 
@@ -125,7 +140,8 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
 
     accuracy, f = tables.percent(stage.get("accuracy")), tables.fraction(stage.get("f"))
     params = tables.count(stage.get("params"))
-    return f"test accuracy {accuracy}, f {f}, {params} parameters, {stage.get('path')}"
+    size = f", {tables.size(stage['bytes'])}" if stage.get("bytes") else ""
+    return f"test accuracy {accuracy}, f {f}, {params} parameters{size}, {stage.get('path')}"
 
 
 def _architecture(opened: Run, summary: RunSummary, number: int | None) -> Path:

@@ -25,7 +25,7 @@ WEIGHTS = "weights.safetensors"
 PREPARATION = "preparation"
 #: What a student is made of.
 FILES = (ARCHITECTURE, WEIGHTS)
-#: Their bytes by name.
+#: Files of a student's folder, their bytes by name.
 Files = dict[str, bytes]
 
 
@@ -88,14 +88,27 @@ def load(folder: str | Path) -> StudentNetwork:
 
 
 def read_files(folder: Path) -> Files:
-    """The files of a student, to send it to another machine."""
-    return {name: (folder / name).read_bytes() for name in FILES}
+    """The files of a student and what lies beside it, to send them to another machine.
+
+    Folders and hidden files (those that are being written) stay behind.
+    """
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+    }
 
 
 def write_files(folder: Path, content: Files) -> None:
-    """What `read_files` read, in another folder; each file under a temporary name first."""
+    """What `read_files` read, in another folder; each file under a temporary name first.
+
+    Raises EsnacError for a name that would lie elsewhere, before anything is written.
+    """
+    for name in content:
+        if name != Path(name).name or name.startswith(".") or "\\" in name or "\0" in name:
+            raise EsnacError(f"{name!r} is no plain file name: nothing is written to {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in content:
         files.replace(folder / name, partial(Path.write_bytes, data=content[name]))
 
 

@@ -21,9 +21,9 @@ class Epoch(Protocol):
 
 
 class EpochProgress:
-    """A context manager; `update` after every epoch of a training of `epochs` epochs."""
+    """A context manager; `update` after every epoch of a training of `epochs` epochs (or None)."""
 
-    def __init__(self, title: str, epochs: int, stream: TextIO | None = None) -> None:
+    def __init__(self, title: str, epochs: int | None, stream: TextIO | None = None) -> None:
         self._title = title
         self._epochs = epochs
         self._stream = stream if stream is not None else sys.stderr
@@ -39,12 +39,12 @@ class EpochProgress:
         done = record.epoch + 1
         if self._first is None:  # a resumed training does not start at epoch 0
             self._first = done - 1
-        pace = (time.monotonic() - self._started) / (done - self._first)
-        left = clock_text(pace * (self._epochs - done))
-        line = (
-            f"{self._title}: epoch {done}/{self._epochs}, "
-            f"validation accuracy {100 * record.accuracy:.2f} %, {left} left"
-        )
+        line = f"{self._title}: epoch {done}"
+        line += "" if self._epochs is None else f"/{self._epochs}"
+        line += f", validation accuracy {100 * record.accuracy:.2f} %"
+        if self._epochs is not None:
+            pace = (time.monotonic() - self._started) / (done - self._first)
+            line += f", {clock_text(pace * (self._epochs - done))} left"
         if self._stream.isatty():
             self._stream.write(f"\r\x1b[2K{line}")
             self._open = True

@@ -31,11 +31,12 @@ class TeacherFigures:
 class Finalist:
     """A finalist after its last stage; fields are None where no stage has finished yet.
 
-    `stages` holds each stage's journal fields in order; `path` is the student's folder.
+    `stages` holds each stage's journal fields in order; `path` is the student's folder. `trial` is
+    None for a network that was given and not searched.
     """
 
     index: int
-    trial: int
+    trial: int | None
     params: int | None
     macs: int | None
     ratio: float | None
@@ -79,7 +80,7 @@ class Failure:
     """A finalist's stage that failed and has not succeeded since."""
 
     index: int
-    trial: int
+    trial: int | None
     stage: str
     reason: str
 
@@ -228,7 +229,7 @@ def _finalists(
     events: list[Event], trials: Mapping[int, Trial], teacher: TeacherFigures, folder: Path | None
 ) -> list[Finalist]:
     """One for each trial of the last `finalists` event, with the stages that belong to it."""
-    rows = []
+    rows, nothing = [], Trial(-1, "PROPOSED")
     for index, number in enumerate(_chosen(events)):
         stages = [
             _stage(event, folder)
@@ -236,7 +237,7 @@ def _finalists(
             if event["event"] == "stage"
             and (event.get("index"), event.get("trial")) == (index, number)
         ]
-        trial = trials.get(number, Trial(number, "PROPOSED"))
+        trial = nothing if number is None else trials.get(number, nothing)
         end = stages[-1] if stages else {}
         params = end.get("params", trial.params)
         ratio, times = _against(params, teacher)
@@ -259,7 +260,7 @@ def _finalists(
     return rows
 
 
-def _chosen(events: list[Event]) -> list[int]:
+def _chosen(events: list[Event]) -> list[int | None]:
     """The trials of the last `finalists` event."""
     last = next((event for event in reversed(events) if event["event"] == "finalists"), {})
     return list(last.get("trials", ()))
@@ -268,14 +269,14 @@ def _chosen(events: list[Event]) -> list[int]:
 def _failures(events: list[Event]) -> list[Failure]:
     """The last failure of each stage of a chosen finalist, unless the stage succeeded later."""
     chosen = dict(enumerate(_chosen(events)))
-    found: dict[tuple[int, str], Failure] = {}
+    found: dict[tuple[int, int], Failure] = {}
     for event in events:
         if event["event"] not in ("stage", "failure"):
             continue
-        index, trial, stage = event["index"], event["trial"], event["stage"]
-        found.pop((index, stage), None)
-        if event["event"] == "failure" and chosen.get(index) == trial:
-            found[index, stage] = Failure(index, trial, stage, event["reason"])
+        index, trial, link = event["index"], event["trial"], event.get("link", 0)
+        found.pop((index, link), None)
+        if event["event"] == "failure" and chosen.get(index, -1) == trial:
+            found[index, link] = Failure(index, trial, event["stage"], event["reason"])
     return sorted(found.values(), key=lambda failure: failure.index)
 
 

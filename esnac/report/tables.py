@@ -21,6 +21,7 @@ RUN_HEADER += ("teacher accuracy", "teacher #params", "student")
 FINALIST_HEADER: tuple[str, ...] = ("index", "trial", "#params", "MACs", "ratio", "times")
 FINALIST_HEADER += ("accuracy before", "accuracy after", "f before", "f after")
 TRIAL_HEADER = ("trial", "step", "#params", "MACs", "ratio", "times", "accuracy", "f", "seconds")
+STAGE_HEADER = ("finalist", "stage", "#params", "MACs", "bytes", "accuracy", "f")
 CSV_HEADER: tuple[str, ...] = (
     "run",
     "network",
@@ -119,6 +120,23 @@ def trial_rows(trials: Sequence[Trial]) -> list[list[str]]:
     ]
 
 
+def stage_rows(finalists: Sequence[Finalist]) -> list[list[str]]:
+    """Rows under STAGE_HEADER: every stage of every finalist."""
+    return [
+        [
+            str(finalist.index),
+            stage.get("stage") or NOTHING,
+            count(stage.get("params")),
+            macs(stage.get("macs")),
+            size(stage.get("bytes")),
+            percent(stage.get("accuracy")),
+            fraction(stage.get("f")),
+        ]
+        for finalist in finalists
+        for stage in finalist.stages
+    ]
+
+
 def count(number: int | None) -> str:
     """A number of parameters: `1.26 M`, `0.18 M`, `27.31 k`, `532`."""
     return _scaled(number, 0.1)
@@ -127,6 +145,12 @@ def count(number: int | None) -> str:
 def macs(number: int | None) -> str:
     """Multiply-accumulates of one image: `1.16 G`, `41.22 M`."""
     return _scaled(number, 1.0)
+
+
+def size(number: int | None) -> str:
+    """A file of so many bytes: `1.09 MB`, `27.31 kB` (10^6 and 10^3)."""
+    text = _scaled(number, 1.0)
+    return text if number is None else f"{text}{'' if ' ' in text else ' '}B"
 
 
 def percent(accuracy: float | None) -> str:
@@ -153,6 +177,8 @@ def _document(summaries: Sequence[RunSummary], table: Renderer, heading: str) ->
         parts.append(status(summary))
         if summary.finalists:
             parts.append(table(FINALIST_HEADER, [_finalist_row(row) for row in summary.finalists]))
+        if any(len(finalist.stages) > 1 for finalist in summary.finalists):
+            parts.append(table(STAGE_HEADER, stage_rows(summary.finalists)))
         parts += map(failed, summary.failures)
     return "\n\n".join(parts)
 
@@ -160,15 +186,17 @@ def _document(summaries: Sequence[RunSummary], table: Renderer, heading: str) ->
 def failed(failure: Failure) -> str:
     """`Finalist 0 (trial 12) failed in train: loss is not finite`, always one line."""
     reason = " ".join(failure.reason.split())
-    return f"Finalist {failure.index} (trial {failure.trial}) failed in {failure.stage}: {reason}"
+    trial = "" if failure.trial is None else f" (trial {failure.trial})"
+    return f"Finalist {failure.index}{trial} failed in {failure.stage}: {reason}"
 
 
 def status(summary: RunSummary) -> str:
     """One sentence: what was run, the teacher, how far the search is and how its model did."""
     figures = summary.teacher
+    searched = summary.engine is not None or not summary.finalists
     failed, pending = summary.count("FAILED"), summary.count("PROPOSED")
     where = [f"{name} {value}" for name, value in _identity(summary) if value is not None]
-    trials = [f"{summary.evaluations} evaluations"]
+    trials = [f"{summary.evaluations} evaluations"] if searched else ["no search"]
     trials += [f"{failed} failed"] if failed else []
     trials += [f"{pending} pending"] if pending else []
     trials += [f"best f in search {fraction(summary.best_f)}"] if summary.best_f is not None else []
@@ -245,7 +273,7 @@ def _run_row(summary: RunSummary) -> list[str]:
 def _finalist_row(finalist: Finalist) -> list[str]:
     return [
         str(finalist.index),
-        str(finalist.trial),
+        NOTHING if finalist.trial is None else str(finalist.trial),
         count(finalist.params),
         macs(finalist.macs),
         fraction(finalist.ratio),

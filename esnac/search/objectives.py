@@ -48,9 +48,7 @@ class Objective:
         self.teacher_accuracy = teacher_accuracy
         self.settings = settings or ObjectiveSettings()
         self._latency = latency
-        names = {name for name, _ in self._limits()} | {"params"}
-        if self.settings.kind == "pareto":
-            names |= set(self.known_measures)
+        names = self.settings.needed | {"params"}
         self._names = tuple(name for name in KNOWN_MEASURES if name in names)
         if "latency" in names and latency is None:
             raise SettingsError(

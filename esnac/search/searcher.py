@@ -157,13 +157,11 @@ class Searcher:
         self._since[trial.number] = self.steps
         return self.f(trial)
 
-    def restore(self, trial: Trial, outcome: Outcome | None = None) -> None:
+    def restore(self, trial: Trial) -> None:
         """Takes back a trial of an earlier session, in the order of its number."""
         if trial.number != len(self.trials):
             raise EsnacError(f"Trial {trial.number} cannot follow {len(self.trials)} trials.")
         self._add(trial, self.space.candidates([trial.moves]).keys()[0])
-        if outcome is not None:
-            self.tell(trial, outcome)
 
     def pending(self) -> list[Trial]:
         """Trials asked for and not told about."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from esnac.data import DataSettings
 from esnac.search_spaces import SpaceSettings
@@ -31,6 +31,14 @@ class ObjectiveSettings:
     max_bytes: int | None = None
     #: Of one image on the device of the search, in milliseconds, as a sum over the layers.
     max_latency: float | None = None
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The known measures that limits or a pareto search ask for."""
+        names = {name for name in KNOWN_MEASURES if getattr(self, f"max_{name}") is not None}
+        if self.kind == "pareto":
+            names |= {name for name in self.measures if name in KNOWN_MEASURES}
+        return frozenset(names)
 
     def __post_init__(self) -> None:
         for name in KNOWN_MEASURES:
@@ -143,3 +151,6 @@ class RunSettings:
         )
     )
     finish: FinishSettings = field(default_factory=FinishSettings)
+    #: What the finalists go through after full training: tables with `stage`, `method` and that
+    #: stage's own settings.
+    stages: tuple[dict[str, Any], ...] = ()

@@ -1,9 +1,10 @@
-"""The contract of a final stage: take a student's folder, leave a better student in another one."""
+"""The contract of a stage: take a student's folder, leave another student in another one."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,15 +13,20 @@ import torch
 from esnac.data import DataSet
 from esnac.distillation.targets import TeacherTargets
 from esnac.group import ALONE, Group
-from esnac.training import EpochRecord
+from esnac.training import EpochRecord, TrainingSettings
+
+#: Folder in a stage's target from which it goes on after an interruption. Whoever records the
+#: result removes it (`clean`), so that nothing is done twice.
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
 class StageContext:
     """What a stage may use. `data` lies on `device`; `index` numbers the finalist.
 
-    With a `group` of several ranks each of them runs the stage; rank 0 alone writes to the target,
-    and all get the same result.
+    `training` is the run's full training, of which a stage may change what its settings name;
+    `teacher_accuracy` is on the test split. With a `group` of several ranks each of them runs the
+    stage; rank 0 alone writes to the target, and all get the same result.
     """
 
     data: DataSet
@@ -28,13 +34,19 @@ class StageContext:
     device: torch.device
     seed: int
     index: int
+    training: TrainingSettings
+    teacher_accuracy: float
     on_epoch: Callable[[EpochRecord], None] | None = None
     group: Group = ALONE
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage left in `path`. Both accuracies are of the files there, loaded again."""
+    """What a stage left in `path`. Both accuracies are of the files there, loaded again.
+
+    `bytes` is the size of the file that would be deployed. `details` holds further figures and
+    tables as plain JSON.
+    """
 
     stage: str
     path: Path
@@ -43,6 +55,8 @@ class StageResult:
     params: int
     macs: int
     seconds: float
+    bytes: int
+    details: dict[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         return {**vars(self), "path": str(self.path)}
@@ -51,11 +65,16 @@ class StageResult:
 class Stage(Protocol):
     """`run` reads the student in `source` and writes one to `target`; it never changes `source`.
 
-    A stage that is started again after an interruption goes on where it stopped. One that would
-    change nothing raises an error that says so.
+    A stage that is started again after an interruption goes on where it stopped, from
+    `target / CHECKPOINT`. One that would change nothing raises an EsnacError that says so.
     """
 
     @property
     def name(self) -> str: ...
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult: ...
+
+
+def clean(target: Path) -> None:
+    """Removes what a stage needed only to go on after an interruption."""
+    shutil.rmtree(target / CHECKPOINT, ignore_errors=True)

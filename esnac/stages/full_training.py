@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,16 @@ import torch
 
 from esnac.distillation.losses import make_loss
 from esnac.graphs import student as students
-from esnac.graphs.cost import cost
 from esnac.graphs.network import StudentNetwork
 from esnac.runtime import derive_seed, seeded
-from esnac.stages._base import StageContext, StageResult
-from esnac.training import TrainingSettings, accuracy, fit
-
-#: Folder in the target that an interrupted training goes on from.
-CHECKPOINT = "checkpoint"
+from esnac.stages._base import CHECKPOINT, StageContext, StageResult
+from esnac.stages.measure import load_student, measure
+from esnac.training import TrainingSettings, fit
 
 
 @dataclass(frozen=True)
 class FullTraining:
-    """Trains on from the student's weights, or `from_scratch` from fresh ones.
-
-    The checkpoint stays: who records the result removes it afterwards (`clean`), so that nothing is
-    trained twice.
-    """
+    """Trains on from the student's weights, or `from_scratch` from fresh ones."""
 
     training: TrainingSettings
     from_scratch: bool = False
@@ -35,7 +27,7 @@ class FullTraining:
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         start = time.perf_counter()
-        student = students.load(source)
+        student = load_student(source)
         seed = derive_seed(context.seed, "full training", context.index)
         if self.from_scratch:
             known = student.preparation
@@ -62,23 +54,3 @@ class FullTraining:
     ) -> StageResult:
         students.save(target, student)
         return measure(self.name, target, context, start)
-
-
-def clean(target: Path) -> None:
-    """Removes what `FullTraining` needed only to go on after an interruption."""
-    shutil.rmtree(target / CHECKPOINT, ignore_errors=True)
-
-
-def measure(stage: str, folder: Path, context: StageContext, start: float) -> StageResult:
-    """The result of a stage, from the files it left in `folder`."""
-    student = students.load(folder).to(context.device)
-    spent = cost(student.graph)
-    return StageResult(
-        stage=stage,
-        path=folder,
-        accuracy=accuracy(student, context.data.test, context.data),
-        validation_accuracy=accuracy(student, context.data.validation, context.data),
-        params=spent.params,
-        macs=spent.macs,
-        seconds=time.perf_counter() - start,
-    )

@@ -1,4 +1,4 @@
-"""Final stages on the workers of a Ray cluster: each finalist is a task of its own.
+"""Stages on the workers of a Ray cluster: each link of each finalist's chain is a task of its own.
 
 Where several workers train one finalist, the task starts them and waits.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import ray
 import torch
 
 from esnac.cluster import Cluster
-from esnac.data import DataSet
 from esnac.data.arrays import pack, to_array, to_tensor, unpack
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError
@@ -30,9 +29,11 @@ from esnac.graphs.network import StudentNetwork
 from esnac.group import ALONE, Group
 from esnac.runtime import WantedPrecision, use_own_threads
 from esnac.stages._base import Stage, StageContext, StageResult
+from esnac.stages.pipeline import Report, Step
+from esnac.training import TrainingSettings
 
-#: A finalist's index, and what became of it.
-Report = tuple[int, "StageResult | str"]
+#: A result, and the student's files unless they lie in the run's folder already.
+Made = tuple[StageResult, "students.Files | None"]
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,29 @@ class Workshop:
     weights: Mapping[str, np.ndarray]
     targets_seed: int
     precision: WantedPrecision
+    training: TrainingSettings
+    teacher_accuracy: float
     seed: int
 
     @classmethod
     def of(
         cls,
-        data: DataSet,
+        context: StageContext,
         graph: ArchGraph,
         weights: Mapping[str, torch.Tensor],
-        targets: TeacherTargets,
         precision: WantedPrecision,
-        seed: int,
     ) -> Workshop:
-        arrays = {name: to_array(tensor) for name, tensor in weights.items()}
-        return cls(pack(data), graph.to_json(), arrays, targets.seed, precision, seed)
+        """Of the context that stages would have here; its device and index do not matter."""
+        return cls(
+            pack(context.data),
+            graph.to_json(),
+            {name: to_array(tensor) for name, tensor in weights.items()},
+            context.targets.seed,
+            precision,
+            context.training,
+            context.teacher_accuracy,
+            context.seed,
+        )
 
     def context(self, device: torch.device, index: int, group: Group = ALONE) -> StageContext:
         weights = {name: to_tensor(array) for name, array in self.weights.items()}
@@ -66,12 +76,21 @@ class Workshop:
         targets = TeacherTargets(
             teacher, data, self.targets_seed, device, self.precision, group=group
         )
-        return StageContext(data, targets, device, self.seed, index, group=group)
+        return StageContext(
+            data,
+            targets,
+            device,
+            self.seed,
+            index,
+            self.training,
+            self.teacher_accuracy,
+            group=group,
+        )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A finalist's student, and where its result goes; `mark` is a file in the run's folder."""
+    """A student, and where a stage's result goes; `mark` is a file in the run's folder."""
 
     stage: Stage
     source: students.Files
@@ -79,52 +98,91 @@ class Job:
     mark: Path
     index: int
 
-    def run(
-        self, workshop: Workshop, device: torch.device, group: Group
-    ) -> tuple[StageResult, students.Files | None]:
-        """On a worker: the result, and the student's files unless they lie in `target` already.
-
-        In a group that is what rank 0 has.
-        """
+    def run(self, workshop: Workshop, device: torch.device, group: Group) -> Made:
+        """On a worker. In a group rank 0 alone has files."""
         if device.type == "cpu":
             use_own_threads()
         folder = Path(tempfile.mkdtemp(prefix="esnac-"))
         try:
-            students.write_files(folder, self.source)
+            source = folder / "source"
+            students.write_files(source, self.source)
             here = self.mark.exists()
             place = self.target if here else folder / "result"
-            result = self.stage.run(folder, place, workshop.context(device, self.index, group))
+            result = self.stage.run(source, place, workshop.context(device, self.index, group))
             return result, None if here or group.rank else students.read_files(place)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_stages(
-    stage: Stage,
-    finalists: Mapping[int, tuple[Path, Path]],
+    chains: Iterable[Sequence[Step]],
     workshop: Workshop,
     cluster: Cluster,
-    report: Callable[[int, StageResult | str], None],
+    report: Report,
     *,
     retries: int = 2,
     together: int = 1,
     in_order: bool = False,
 ) -> None:
-    """Runs `stage` on each finalist (index: source and target folder) and reports as they end.
+    """Runs each finalist's steps and reports them as they end; one that fails ends its chain.
 
-    `together` workers share the work on one finalist. Reports may be wanted `in_order` of the
-    finalists.
+    `together` workers share the work on one finalist. Reports may be wanted `in_order`: those of
+    one finalist after those of the one before it.
 
     A report is the result, or in one line why there is none. A task whose worker is lost is tried
     again up to `retries` times. Workers that see the run's folder keep their checkpoints there, so
     that an interrupted training goes on; others start again.
     """
-    if not finalists:
+    waiting = [list(chain) for chain in chains if chain]
+    if not waiting:
         return
-    mark = next(iter(finalists.values()))[1].parent / f".{uuid.uuid4().hex}"
+    pass_on = _in_order(waiting, report) if in_order else report
+    mark = waiting[0][0].target.parent / f".{uuid.uuid4().hex}"
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    shared = ray.put(workshop)
+    submit, at_once = _submitter(ray.put(workshop), cluster, together, retries, mark)
+    running: dict[Any, list[Step]] = {}  # the first step of a chain, and what follows it
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                chain = waiting.pop(0)
+                running[submit(chain[0])] = chain
+            (task,), _ = ray.wait(list(running))
+            step, *rest = running.pop(task)
+            outcome = _outcome(task, step.target)
+            if rest and not isinstance(outcome, str):
+                waiting.insert(0, rest)
+            pass_on(step, outcome)
+    finally:
+        for task in running:  # of a run that was interrupted
+            ray.cancel(task, force=True)
+        mark.unlink(missing_ok=True)
+
+
+def _in_order(chains: Iterable[Sequence[Step]], report: Report) -> Report:
+    """Reports as `report`, but holds those of a finalist until the ones before it have ended."""
+    last = {chain[-1].index: chain[-1] for chain in chains}
+    held: dict[int, list[tuple[Step, StageResult | str]]] = {index: [] for index in last}
+
+    def pass_on(step: Step, outcome: StageResult | str) -> None:
+        held[step.index].append((step, outcome))
+        while held:
+            first = next(iter(held))
+            reports, held[first] = held[first], []
+            for found in reports:
+                report(*found)
+            ended = any(found is last[first] or isinstance(why, str) for found, why in reports)
+            if not ended:
+                return
+            del held[first]
+
+    return pass_on
+
+
+def _submitter(
+    shared: Any, cluster: Cluster, together: int, retries: int, mark: Path
+) -> tuple[Callable[[Step], Any], int]:
+    """What starts the task of a step, and how many such tasks there may be at once."""
     if together == 1:
         cpus, gpus, at_once = cluster.cpus, cluster.gpus, cluster.workers
     else:
@@ -132,29 +190,17 @@ def run_stages(
     # A group tries again by itself.
     own_retries = retries if together == 1 else 0
     work = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=own_retries)
-    waiting = list(finalists)
-    running: dict[Any, int] = {}
-    held: dict[int, StageResult | str] = {}
-    left = list(finalists)
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                index = waiting.pop(0)
-                source, target = finalists[index]
-                files = students.read_files(source)
-                job = Job(stage, files, target, mark, index)
-                running[work.remote(job, [shared], cluster, together, retries)] = index
-            (task,), _ = ray.wait(list(running))
-            index = running.pop(task)
-            held[index] = _outcome(task, finalists[index][1])
-            while held and (not in_order or left[0] in held):
-                index = left[0] if in_order else next(iter(held))
-                left.remove(index)
-                report(index, held.pop(index))
-    finally:
-        for task in running:  # of a run that was interrupted
-            ray.cancel(task, force=True)
-        mark.unlink(missing_ok=True)
+
+    def submit(step: Step) -> Any:
+        files = students.read_files(step.source)
+        job = Job(step.link.stage, files, step.target, mark, step.index)
+
+        def share(group: Group, device: torch.device) -> Made:
+            return job.run(ray.get(shared), device, group)
+
+        return work.remote(share, cluster, together, retries)
+
+    return submit, at_once
 
 
 def _outcome(task: Any, target: Path) -> StageResult | str:
@@ -173,15 +219,10 @@ def _outcome(task: Any, target: Path) -> StageResult | str:
 
 
 def _task(
-    job: Job, shared: list[Any], cluster: Cluster, together: int, retries: int
-) -> tuple[StageResult, students.Files | None]:
-    """`shared` holds the reference of the workshop: whoever works fetches it."""
-
-    def work(group: Group, device: torch.device) -> tuple[StageResult, students.Files | None]:
-        return job.run(ray.get(shared[0]), device, group)
-
+    work: Callable[[Group, torch.device], Made], cluster: Cluster, together: int, retries: int
+) -> Made:
     if together == 1:
         return work(ALONE, torch.device(cluster.device))
-    from esnac.stages.distributed import together as run_together
+    from esnac.stages import distributed
 
-    return run_together(work, together, cluster, retries=retries)
+    return distributed.together(work, together, cluster, retries=retries)

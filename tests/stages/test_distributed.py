@@ -27,9 +27,10 @@ from esnac.graphs import student as students
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 from esnac.runtime import derive_seed
-from esnac.stages._base import StageContext, StageResult
+from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.distributed import _reason
-from esnac.stages.full_training import CHECKPOINT, FullTraining
+from esnac.stages.full_training import FullTraining
+from esnac.stages.pipeline import Link, Step
 from esnac.stages.remote import Workshop, run_stages
 from esnac.training import EpochRecord, TrainingSettings, fit
 
@@ -100,17 +101,17 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     student = half_trained(data)
     students.save(folder / "source", student)
     targets = TeacherTargets(student, data, derive_seed(SEED, "augmentation"), CPU)
-    context = StageContext(data, targets, CPU, SEED, 0)
+    context = StageContext(data, targets, CPU, SEED, 0, TRAINING, teacher_accuracy=0.9)
     one = FullTraining(TRAINING).run(folder / "source", folder / "one", context)
-    workshop = Workshop.of(data, student.graph, student.state_dict(), targets, "float32", SEED)
+    workshop = Workshop.of(context, student.graph, student.state_dict(), "float32")
     found: dict[int, StageResult | str] = {}
+    link = Link(0, "train", Fateful(TRAINING, folder))
     with connected(ClusterSettings("ray", workers=2)) as cluster:
         run_stages(
-            Fateful(TRAINING, folder),
-            {index: (folder / "source", folder / str(index)) for index in range(2)},
+            [[Step(index, link, folder / "source", folder / str(index))] for index in range(2)],
             workshop,
             cluster,
-            found.__setitem__,
+            lambda step, result: found.update({step.index: result}),
             together=2,
         )
     return Outcome(one, found, folder)

@@ -15,8 +15,8 @@ from esnac.graphs.cost import cost
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 from esnac.runtime import derive_seed
-from esnac.stages._base import StageContext, StageResult
-from esnac.stages.full_training import FullTraining, clean
+from esnac.stages._base import StageContext, StageResult, clean
+from esnac.stages.full_training import FullTraining
 from esnac.training import EpochRecord, TrainingSettings, accuracy
 
 TRAINING = TrainingSettings(
@@ -50,7 +50,7 @@ def source(tmp_path: Path) -> Path:
 def context(bars: DataSet, device: torch.device) -> StageContext:
     seed = derive_seed(7, "augmentation")
     targets = TeacherTargets(student(9).to(device).eval(), bars, seed, device)
-    return StageContext(bars, targets, device, seed=7, index=0)
+    return StageContext(bars, targets, device, 7, 0, training=TRAINING, teacher_accuracy=0.9)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -65,7 +65,7 @@ def close(one: Path, other: Path) -> bool:
 
 
 def figures(result: StageResult) -> dict[str, Any]:
-    return {k: v for k, v in vars(result).items() if k not in ("path", "seconds")}
+    return {k: v for k, v in vars(result).items() if k not in ("path", "seconds", "details")}
 
 
 def test_the_result_is_that_of_the_files(
@@ -81,6 +81,7 @@ def test_the_result_is_that_of_the_files(
     spent = cost(again.graph)
     assert (result.params, result.macs) == (spent.params, spent.macs)
     assert result.params == sum(tensor.numel() for tensor in again.parameters())
+    assert result.bytes == (result.path / students.WEIGHTS).stat().st_size
     assert result.to_plain()["path"] == str(result.path)
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     assert not close(source, result.path)

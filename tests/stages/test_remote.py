@@ -25,8 +25,9 @@ from esnac.graphs.network import StudentNetwork, teacher_weights
 from esnac.graphs.trace import trace
 from esnac.group import ALONE
 from esnac.runtime import derive_seed
-from esnac.stages._base import StageContext, StageResult
-from esnac.stages.full_training import CHECKPOINT, FullTraining
+from esnac.stages._base import CHECKPOINT, Stage, StageContext, StageResult
+from esnac.stages.full_training import FullTraining
+from esnac.stages.pipeline import Link, Step
 from esnac.stages.remote import Job, Workshop, run_stages
 from esnac.training import TrainingSettings, accuracy
 
@@ -67,8 +68,11 @@ class Teacher:
         student = StudentNetwork(graph, weights).eval()
         return cls(graph, weights, TeacherTargets(student, data, seed, CPU))
 
+    def context(self, data: DataSet, index: int = 0) -> StageContext:
+        return StageContext(data, self.targets, CPU, SEED, index, TRAINING, teacher_accuracy=0.9)
+
     def workshop(self, data: DataSet) -> Workshop:
-        return Workshop.of(data, self.graph, self.weights, self.targets, "auto", SEED)
+        return Workshop.of(self.context(data), self.graph, self.weights, "auto")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,12 @@ def finalists(folder: Path, count: int) -> dict[int, tuple[Path, Path]]:
         students.save(source, StudentNetwork(trace(network(index), (1, 8, 8))))
         found[index] = source, folder / "finalists" / str(index)
     return found
+
+
+def chains(stage: Stage, given: dict[int, tuple[Path, Path]]) -> list[list[Step]]:
+    """One link for each finalist."""
+    link = Link(0, "train", stage)
+    return [[Step(index, link, source, target)] for index, (source, target) in given.items()]
 
 
 def figures(result: StageResult) -> dict[str, Any]:
@@ -129,19 +139,17 @@ def test_finalists_end_as_in_this_process_and_fail_alone(
     given = finalists(tmp_path, 5)
     found: dict[int, StageResult | str] = {}
 
-    def report(index: int, result: StageResult | str) -> None:
-        assert index not in found
-        found[index] = result
+    def report(step: Step, result: StageResult | str) -> None:
+        assert step.index not in found
+        found[step.index] = result
 
-    run_stages(
-        Sometimes(), given, teacher.workshop(data), cluster, report, retries=1, in_order=True
-    )
+    work = chains(Sometimes(), given)
+    run_stages(work, teacher.workshop(data), cluster, report, retries=1, in_order=True)
     assert list(found) == [0, 1, 2, 3, 4], "those that fail at once wait for the first"
     for index in (0, 4):
         source, target = given[index]
         here = tmp_path / "here" / str(index)
-        context = StageContext(data, teacher.targets, CPU, SEED, index)
-        wanted = FullTraining(TRAINING).run(source, here, context)
+        wanted = FullTraining(TRAINING).run(source, here, teacher.context(data, index))
         result = found[index]
         assert isinstance(result, StageResult)
         assert figures(result) == figures(wanted)
@@ -155,7 +163,7 @@ def test_finalists_end_as_in_this_process_and_fail_alone(
 
 
 def test_without_finalists_nothing_is_started(tmp_path: Path) -> None:
-    run_stages(FullTraining(TRAINING), {}, None, None, lambda index, result: pytest.fail("why"))
+    run_stages([[], []], None, None, lambda step, result: pytest.fail("why"))
 
 
 @pytest.mark.parametrize("sees_the_run", [True, False])

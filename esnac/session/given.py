@@ -1,0 +1,58 @@
+"""Runs without a search: the network as it was given is their one finalist, and the teacher."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esnac.data import DataSet
+from esnac.graphs import student as students
+from esnac.graphs.network import StudentNetwork
+from esnac.preparation import Teacher, measured_teacher
+from esnac.runs import Run
+from esnac.search.evaluation import preparation
+from esnac.session._base import Session
+from esnac.session.finishing import context, row
+from esnac.session.records import record_start, recorded_file
+from esnac.stages.measure import load_student, measure
+
+#: The name of link 0, which no stage has made.
+SOURCE = "source"
+
+
+def kept_teacher(run: Run, data: DataSet, device: torch.device) -> Teacher:
+    """The network that a run was given, from its own folder."""
+    teacher = measured_teacher(load_student(run.finalist_folder(0)), data, device)
+    return replace(teacher, file=recorded_file(run))
+
+
+def record_given(session: Session) -> None:
+    """Keeps the network, as a student of finalist 0, and the journal's lines of it; once."""
+    run = session.run
+    record_start(session, searches=False)
+    there = {event["event"] for event in run.events()}
+    if "finalists" in there:
+        return
+    start, folder = time.perf_counter(), run.finalist_folder(0)
+    _keep(session, folder)
+    result = measure(SOURCE, folder, context(session), start)
+    place = {"index": 0, "trial": None, "stage": SOURCE, "link": 0}
+    rows: list[dict[str, Any]] = [
+        {"event": "stage", **row(session, result), **place},
+        {"event": "finalists", "trials": [None]},  # last: it says that all of this is done
+    ]
+    run.append_many([line for line in rows if line["event"] not in there])
+
+
+def _keep(session: Session, folder: Path) -> None:
+    file = session.teacher.file
+    if file is not None and file.is_dir():  # a student, with all that lies beside it
+        students.write_files(folder, students.read_files(file))
+        return
+    network = StudentNetwork(session.teacher.graph, session.teacher.weights)
+    network.preparation = preparation(session.data)
+    students.save(folder, network)

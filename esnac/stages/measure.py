@@ -1,0 +1,50 @@
+"""What a student on disk is worth: always of the saved files, loaded again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from esnac.graphs import student as students
+from esnac.graphs.cost import cost
+from esnac.graphs.network import StudentNetwork
+from esnac.stages._base import StageContext, StageResult
+from esnac.training import accuracy
+
+#: The file of a student that would be deployed: the first of these that its folder has.
+DEPLOYED = ("student.packed", students.WEIGHTS)
+
+
+def load_student(folder: str | Path) -> StudentNetwork:
+    """The student in `folder` in eval mode on the CPU. Raises EsnacError."""
+    return students.load(folder)
+
+
+def deployed_file(folder: Path) -> Path:
+    """The file of the student in `folder` that would be deployed."""
+    there = (folder / name for name in DEPLOYED)
+    return next((path for path in there if path.is_file()), folder / students.WEIGHTS)
+
+
+def measure(
+    stage: str,
+    folder: Path,
+    context: StageContext,
+    start: float,
+    details: dict[str, Any] | None = None,
+) -> StageResult:
+    """The result of a stage that began at `start` (of time.perf_counter), by its files."""
+    student = load_student(folder).to(context.device)
+    spent = cost(student.graph)
+    return StageResult(
+        stage=stage,
+        path=folder,
+        accuracy=accuracy(student, context.data.test, context.data),
+        validation_accuracy=accuracy(student, context.data.validation, context.data),
+        params=spent.params,
+        macs=spent.macs,
+        seconds=time.perf_counter() - start,
+        bytes=deployed_file(folder).stat().st_size,
+        details=details or {},
+    )

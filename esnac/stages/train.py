@@ -1,0 +1,47 @@
+"""The stage `train`: more training of a student, between or after other stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from esnac.settings import require
+from esnac.stages._base import StageContext, StageResult
+from esnac.stages.full_training import FullTraining
+from esnac.stages.retraining import Distillation, retraining
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What is not given is as in the run's full training."""
+
+    #: "finetune": from the student's weights; "scratch": from fresh ones.
+    method: Literal["finetune", "scratch"] = "finetune"
+    epochs: int | None = None
+    learning_rate: float | None = None
+    distillation: Distillation = "soft_targets"
+
+    def __post_init__(self) -> None:
+        require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    settings: TrainSettings
+
+    @property
+    def name(self) -> str:
+        return f"train-{self.settings.method}"
+
+    def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
+        training = retraining(
+            context.training,
+            epochs=self.settings.epochs,
+            learning_rate=self.settings.learning_rate,
+            distillation=self.settings.distillation,
+        )
+        stage = FullTraining(training, self.settings.method == "scratch", self.name)
+        return stage.run(source, target, context)
