@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from esnac.distillation.ask import Ask, asked, where_asked
 from esnac.errors import TrainingError, UnknownNameError
 
 Distillation = Literal["none", "logit_mse", "soft_targets"]
@@ -25,6 +26,10 @@ class LossFields(Protocol):
     def distillation_weight(self) -> float: ...
     @property
     def temperature(self) -> float: ...
+    @property
+    def ask_teacher(self) -> Ask: ...
+    @property
+    def ask_entropy(self) -> float: ...
 
 
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -58,13 +63,16 @@ class CombinedLoss:
     """label_weight * cross entropy + distillation_weight * distillation.
 
     A term of weight 0 is not computed. The loss of Hinton et al. with weight alpha is
-    (label_weight, distillation_weight) = (1 - alpha, alpha).
+    (label_weight, distillation_weight) = (1 - alpha, alpha). `ask_teacher` limits the second term
+    to some examples, see `distillation.ask`.
     """
 
     distillation: str
     label_weight: float
     distillation_weight: float
     temperature: float
+    ask_teacher: Ask = "always"
+    ask_entropy: float = 0.0
 
     def __call__(self, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """A scalar from logits (B x classes), labels (B) and the teacher's logits (B x classes)."""
@@ -75,10 +83,17 @@ class CombinedLoss:
             if targets is None:
                 raise TrainingError(f"The loss {self.distillation!r} needs the teacher's logits.")
             distil = DISTILLATION[self.distillation]
-            terms.append(self.distillation_weight * distil(logits, targets, self.temperature))
+            own = self._asking(logits, labels, targets)
+            terms.append(self.distillation_weight * distil(own, targets, self.temperature))
         if not terms:
             raise TrainingError("The loss has no term: all weights are 0.")
         return sum(terms[1:], terms[0])
+
+    def _asking(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        if self.ask_teacher == "always":
+            return logits
+        mask = asked(logits, labels, self.ask_teacher, self.ask_entropy)
+        return where_asked(logits, targets, mask)
 
 
 def make_loss(fields: LossFields) -> CombinedLoss:
@@ -86,5 +101,10 @@ def make_loss(fields: LossFields) -> CombinedLoss:
     if fields.distillation not in ("none", *DISTILLATION):
         raise UnknownNameError("distillation", fields.distillation, ["none", *DISTILLATION])
     return CombinedLoss(
-        fields.distillation, fields.label_weight, fields.distillation_weight, fields.temperature
+        fields.distillation,
+        fields.label_weight,
+        fields.distillation_weight,
+        fields.temperature,
+        fields.ask_teacher,
+        fields.ask_entropy,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from esnac import files
 from esnac.errors import EsnacError, WeightsError
@@ -59,6 +60,23 @@ def load(folder: str | Path) -> StudentNetwork:
     are missing, truncated or those of another architecture.
     """
     folder = Path(folder)
+    graph, weights, known = read(folder)
+    try:
+        network = StudentNetwork(graph, weights).eval()
+    except WeightsError as error:
+        raise WeightsError(
+            f"{folder / WEIGHTS} does not fit {folder / ARCHITECTURE}: {_line(error)} "
+            "Put the two files of one student together."
+        ) from None
+    except EsnacError as error:
+        raise EsnacError(f"{folder / ARCHITECTURE}: {_line(error)}") from None
+    network.preparation = known
+    return network
+
+
+def read(folder: str | Path) -> tuple[ArchGraph, dict[str, Tensor], Preparation | None]:
+    """What the two files hold, not yet put together. Raises as `load` does."""
+    folder = Path(folder)
     graph = _read_architecture(folder / ARCHITECTURE)
     path = folder / WEIGHTS
     try:
@@ -74,17 +92,7 @@ def load(folder: str | Path) -> StudentNetwork:
             f"{path} is truncated or damaged ({_line(error)}). "
             "Copy the student folder again or train it again."
         ) from None
-    try:
-        network = StudentNetwork(graph, weights).eval()
-    except WeightsError as error:
-        raise WeightsError(
-            f"{path} does not fit {folder / ARCHITECTURE}: {_line(error)} "
-            "Put the two files of one student together."
-        ) from None
-    except EsnacError as error:
-        raise EsnacError(f"{folder / ARCHITECTURE}: {_line(error)}") from None
-    network.preparation = _preparation(about, path)
-    return network
+    return graph, weights, _preparation(about, path)
 
 
 def read_files(folder: Path) -> Files:

@@ -30,5 +30,6 @@ class StageKind:
 
 
 STAGES: dict[str, StageKind] = {
+    "quantize": StageKind("esnac.stages.quantize", "QuantizeSettings", "QuantizeStage"),
     "train": StageKind("esnac.stages.train", "TrainSettings", "TrainStage"),
 }

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from esnac.distillation.losses import make_loss
-from esnac.graphs import student as students
 from esnac.graphs.network import StudentNetwork
+from esnac.quantization import store
 from esnac.runtime import derive_seed, seeded
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure
@@ -52,5 +52,5 @@ class FullTraining:
     def _keep(
         self, student: StudentNetwork, target: Path, context: StageContext, start: float
     ) -> StageResult:
-        students.save(target, student)
+        store.save(target, student)
         return measure(self.name, target, context, start)

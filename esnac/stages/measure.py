@@ -9,16 +9,17 @@ from typing import Any
 from esnac.graphs import student as students
 from esnac.graphs.cost import cost
 from esnac.graphs.network import StudentNetwork
+from esnac.quantization import store
 from esnac.stages._base import StageContext, StageResult
 from esnac.training import accuracy
 
 #: The file of a student that would be deployed: the first of these that its folder has.
-DEPLOYED = ("student.packed", students.WEIGHTS)
+DEPLOYED = (store.PACKED, students.WEIGHTS)
 
 
 def load_student(folder: str | Path) -> StudentNetwork:
     """The student in `folder` in eval mode on the CPU. Raises EsnacError."""
-    return students.load(folder)
+    return store.load(folder)
 
 
 def deployed_file(folder: Path) -> Path:

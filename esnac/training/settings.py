@@ -35,6 +35,10 @@ class TrainingSettings:
     distillation_weight: float = 1.0
     #: Of "soft_targets" (Hinton et al. 2015, section 2).
     temperature: float = 4.0
+    #: Examples that the distillation term counts (`distillation.ask`): all, those whose prediction
+    #: has more than `ask_entropy` bits, each with a chance by its entropy, or wrong ones.
+    ask_teacher: Literal["always", "entropy", "random", "wrong"] = "always"
+    ask_entropy: float = 0.0
     #: Weights kept: of the epoch best in validation accuracy (the earliest of equals), or the last.
     select: Literal["best", "last"] = "best"
     #: Largest norm of all gradients together; None: no limit.
@@ -50,7 +54,7 @@ class TrainingSettings:
         for name in ("learning_rate", "gamma", "temperature"):
             value = getattr(self, name)
             _require(0 < value < math.inf, name, "greater than 0", value)
-        for name in ("weight_decay", "label_weight", "distillation_weight"):
+        for name in ("weight_decay", "label_weight", "distillation_weight", "ask_entropy"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, name, "at least 0", value)
         _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
@@ -71,6 +75,8 @@ class TrainingSettings:
                 f"milestones belong to schedule 'step', not to {self.schedule!r}: "
                 "set milestones=[] or schedule='step'."
             )
+        asks = self.ask_teacher == "always" or self.distills
+        _require(asks, "ask_teacher", "always without distillation", self.ask_teacher)
         if not self.label_weight and not (self.distills and self.distillation_weight):
             raise SettingsError(
                 "Nothing to learn from: label_weight is 0 and there is no distillation. "

@@ -20,6 +20,8 @@ class Fields:
     label_weight: float = 1.0
     distillation_weight: float = 1.0
     temperature: float = 1.0
+    ask_teacher: str = "always"
+    ask_entropy: float = 0.0
 
 
 # Worked out from the formula with Python's floats.

@@ -31,6 +31,8 @@ def test_plain_data_reads_back() -> None:
         {"schedule": "step", "milestones": (5, 3)},
         {"schedule": "step", "milestones": (0, 3)},
         {"label_weight": 0.0},
+        {"ask_teacher": "wrong"},
+        {"distillation": "logit_mse", "ask_teacher": "entropy", "ask_entropy": -1.0},
         {"label_weight": 0.0, "distillation": "logit_mse", "distillation_weight": 0.0},
     ],
 )

@@ -1,0 +1,261 @@
+"""The stage `quantize`: a student with few bits, trained with them or rounded afterwards.
+
+    lsq, dorefa, pact   trained with quantisers of weights and activations of that kind
+    qd                  quantised distillation: weights on a grid between the extremes of buckets
+    dq                  weights frozen, the points they are rounded to trained by the float student
+    post                qd's grid without training; statistics of batch norms gathered anew
+
+Beside the student it leaves `student.packed`, the file to be deployed, which gives the same logits
+to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from esnac.data.batches import training_batches
+from esnac.distillation.losses import make_loss
+from esnac.distillation.targets import TeacherTargets
+from esnac.errors import EsnacError
+from esnac.graphs.masks import attach_masks, masks_of_zeros
+from esnac.graphs.network import StudentNetwork
+from esnac.quantization import packed, store
+from esnac.quantization.attach import Plan, attach, calibrate, is_quantized, verify_fired
+from esnac.quantization.methods import plan_of
+from esnac.quantization.points import PointSettings, freeze_but_points
+from esnac.quantization.policy import FLOAT, Policy
+from esnac.quantization.post_mortem import post_mortem
+from esnac.quantization.recalibration import recalibrate
+from esnac.quantization.size import size_report
+from esnac.quantization.store import PACKED
+from esnac.runtime import derive_seed, torch_generator
+from esnac.settings import require
+from esnac.stages._base import CHECKPOINT, StageContext, StageResult
+from esnac.stages.measure import deployed_file, measure
+from esnac.stages.retraining import Distillation, retraining
+from esnac.training import TrainingSettings, accuracy, fit, logits
+
+Method = Literal["lsq", "dorefa", "pact", "qd", "dq", "post"]
+
+#: Training images from which ranges and statistics are gathered, and how many at a time.
+CALIBRATION, BATCH = 1200, 100
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """What is None is as in the run's full training."""
+
+    method: Method = "lsq"
+    #: Bits of a weight.
+    weights: int = 4
+    #: Bits of the inputs of layers; None: they stay float.
+    activations: int | None = None
+    #: Bits of the first and the last layer, which cost accuracy first; None: they stay float.
+    ends: int | None = 8
+    #: qd, dq, post: weights that share a scale (Polino et al. 2018: 256).
+    bucket: int = 256
+    epochs: int | None = None
+    #: dq: None is 3e-4, see `quantization.points`.
+    learning_rate: float | None = None
+    #: Of the teacher; dq learns from the student itself, as it was, by soft targets.
+    distillation: Distillation = "soft_targets"
+    #: Whether to train a second time, with labels alone, to see what the teacher gives.
+    without_teacher: bool = True
+    #: Layers or weights with other bits, as in `quantization.policy`: "stages.2.*=2/4".
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "activations", "ends"):
+            bits = getattr(self, name)
+            unset = bits is None and name != "weights"
+            require(unset or 1 <= bits <= 8, name, "1 to 8 bits", bits)
+        require(self.bucket >= 1, "bucket", "at least 1", self.bucket)
+        require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        self.policy()
+
+    def policy(self) -> Policy:
+        """The bits of each layer; raises SettingsError for overrides that do not read."""
+        return Policy(
+            weights=self.weights,
+            activations=FLOAT if self.activations is None else self.activations,
+            ends=FLOAT if self.ends is None else self.ends,
+            overrides=self.overrides,
+        )
+
+
+@dataclass(frozen=True)
+class QuantizeStage:
+    settings: QuantizeSettings
+
+    @property
+    def name(self) -> str:
+        return f"quantize-{self.settings.method}"
+
+    def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
+        """`details`: a table of test accuracies (float; the same bits by rounding alone, with and
+        without statistics gathered anew; without a teacher; this method) and sizes in bytes."""
+        start = time.perf_counter()
+        work = _Work(self.settings, source, context)
+        table = work.without_training()
+        student = work.quantized(target / CHECKPOINT / "trained")
+        if work.learns_from_a_teacher and self.settings.without_teacher:
+            alone = replace(self.settings, distillation="none")
+            alone = replace(alone, method="qd") if alone.method == "dq" else alone
+            labels = _Work(alone, source, context)
+            other = labels.quantized(target / CHECKPOINT / "labels", report=False)
+            table[f"{alone.method}, labels alone"] = labels.accuracy(other)
+        return context.group.from_first(lambda: self._keep(student, work, table, target, start))
+
+    def _keep(
+        self,
+        student: StudentNetwork,
+        work: _Work,
+        table: dict[str, float],
+        target: Path,
+        start: float,
+    ) -> StageResult:
+        store.save(target, student)
+        packed.write(target / PACKED, student)
+        work.check(target)
+        result = measure(self.name, target, work.context, start)
+        table[self.settings.method] = result.accuracy
+        report = size_report(target / PACKED)
+        details = {
+            "accuracy": [{"run": run, "accuracy": found} for run, found in table.items()],
+            "bytes": {
+                "source": deployed_file(work.source).stat().st_size,
+                "packed": report.total,
+                "header": report.header,
+                "tensors": [{**vars(row), "stored": row.stored} for row in report.rows],
+            },
+        }
+        return replace(result, details=details)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One student on its way to few bits."""
+
+    settings: QuantizeSettings
+    source: Path
+    context: StageContext
+
+    @property
+    def learns_from_a_teacher(self) -> bool:
+        return self.settings.method != "post" and self.settings.distillation != "none"
+
+    def load(self) -> StudentNetwork:
+        student = store.load(self.source)
+        if is_quantized(student):
+            raise EsnacError(
+                f"The student in {self.source} is quantised already. Quantise the float student "
+                "it was made from."
+            )
+        return student.to(self.context.device)
+
+    def accuracy(self, student: StudentNetwork) -> float:
+        return accuracy(student, self.context.data.test, self.context.data)
+
+    def plan(self, student: StudentNetwork, method: Method) -> Plan:
+        kind = "qd" if method == "post" else method
+        return plan_of(student, kind, self.settings.policy(), self.settings.bucket)
+
+    def without_training(self) -> dict[str, float]:
+        """Accuracies of the student as it is, and rounded."""
+        student = self.load()
+        rounded = post_mortem(student, self.plan(student, "post"), self.accuracy, self.inputs())
+        return {
+            "float": self.accuracy(student),
+            "rounded": rounded.plain,
+            "rounded, recalibrated": rounded.recalibrated,
+        }
+
+    def quantized(self, checkpoint: Path, report: bool = True) -> StudentNetwork:
+        """The student under its quantisers, trained unless the method is not to train."""
+        student, context = self.load(), self.context
+        attach_masks(student, masks_of_zeros(student))
+        plan = self.plan(student, self.settings.method)
+        attach(student, plan)
+        if plan.activations:
+            calibrate(student, self.inputs())
+        # The statistics of the float weights no longer fit; dorefa even changes the scale.
+        recalibrate(student, self.inputs())
+        if self.settings.method != "post":
+            if self.settings.method == "dq":
+                freeze_but_points(student)
+            training = self.training()
+            fit(
+                student,
+                context.data,
+                training,
+                loss=make_loss(training),
+                seed=derive_seed(context.seed, "quantize", context.index),
+                augmentation_seed=derive_seed(context.seed, "augmentation"),
+                targets=self.targets(training),
+                device=context.device,
+                checkpoint=checkpoint,
+                on_epoch=context.on_epoch if report else None,
+                group=context.group,
+            )
+        verify_fired(student)
+        return student
+
+    def training(self) -> TrainingSettings:
+        s = self.settings
+        training = retraining(self.context.training, epochs=s.epochs, learning_rate=s.learning_rate)
+        if s.method == "dq":
+            return replace(
+                training,
+                optimizer="adam",
+                learning_rate=s.learning_rate or PointSettings().learning_rate,
+                weight_decay=0.0,
+                schedule="cosine",
+                milestones=(),
+                distillation="soft_targets",
+                label_weight=0.0,
+                distillation_weight=1.0,
+            )
+        if s.method == "lsq":  # a penalty on a step would shrink it
+            training = replace(training, no_decay_norm=True)
+        if s.distillation == "none":
+            return replace(training, distillation="none", ask_teacher="always", label_weight=1.0)
+        return replace(training, distillation=s.distillation)
+
+    def targets(self, training: TrainingSettings) -> TeacherTargets:
+        """The teacher's or, for trained points, those of the student as it was."""
+        context = self.context
+        if self.settings.method != "dq":
+            return context.targets
+        return TeacherTargets(
+            self.load(),
+            context.data,
+            context.targets.seed,
+            context.device,
+            training.precision,
+            group=context.group,
+        )
+
+    def inputs(self) -> list[Tensor]:
+        """Training images to gather ranges and statistics from."""
+        order = torch_generator(self.context.seed, "calibration", self.context.index)
+        batches = training_batches(
+            self.context.data, BATCH, order_generator=order, augmentation_seed=None, epoch=0
+        )
+        return [inputs for inputs, _, _ in islice(batches, CALIBRATION // BATCH)]
+
+    def check(self, target: Path) -> None:
+        """Raises EsnacError unless the packed file computes what the student's folder does."""
+        data, device = self.context.data, self.context.device
+        students = store.load(target), packed.read(target / PACKED)
+        one, other = (logits(s.to(device), data.validation, data) for s in students)
+        if not torch.equal(one, other):
+            raise EsnacError(f"{target / PACKED} does not compute what the student beside it does.")

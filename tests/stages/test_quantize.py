@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from esnac.data import DataSet
+from esnac.distillation.losses import make_loss
+from esnac.distillation.targets import TeacherTargets
+from esnac.errors import EsnacError, SettingsError
+from esnac.graphs.masks import effective_weights
+from esnac.graphs.network import StudentNetwork
+from esnac.graphs.trace import trace
+from esnac.quantization import packed, store
+from esnac.quantization.attach import masters
+from esnac.runtime import derive_seed
+from esnac.settings import build
+from esnac.stages import STAGES
+from esnac.stages._base import CHECKPOINT, StageContext, StageResult
+from esnac.stages.quantize import QuantizeSettings, QuantizeStage
+from esnac.training import EpochRecord, TrainingSettings, accuracy, fit
+
+SEED = 7
+TRAINING = TrainingSettings(
+    epochs=4,
+    batch_size=32,
+    learning_rate=0.02,
+    schedule="cosine",
+    precision="float32",
+    distillation="soft_targets",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(bars: DataSet, device: torch.device) -> StudentNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(8 * 16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3),
+        )  # fmt: skip
+        student = StudentNetwork(trace(module, (1, 8, 8))).to(device)
+    settings = dataclasses.replace(TRAINING, distillation="none", learning_rate=0.1, epochs=12)
+    loss = make_loss(settings)
+    fit(student, bars, settings, loss=loss, seed=0, augmentation_seed=0, device=device)
+    return student
+
+
+@pytest.fixture
+def source(tmp_path: Path, trained: StudentNetwork) -> Path:
+    store.save(tmp_path / "source", trained)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def context(bars: DataSet, device: torch.device, trained: StudentNetwork) -> StageContext:
+    targets = TeacherTargets(trained, bars, derive_seed(SEED, "augmentation"), device)
+    return StageContext(bars, targets, device, SEED, 0, training=TRAINING, teacher_accuracy=1.0)
+
+
+def runs(result: StageResult) -> dict[str, float]:
+    return {row["run"]: row["accuracy"] for row in result.details["accuracy"]}
+
+
+ALL: list[dict[str, Any]] = [
+    {"method": "lsq", "weights": 2, "activations": 4},
+    {"method": "dorefa", "weights": 4, "activations": 8},
+    {"method": "pact", "weights": 4, "activations": 4},
+    {"method": "qd", "weights": 2},
+    {"method": "dq", "weights": 2, "ends": None},
+    {"method": "post", "weights": 4, "activations": 8},
+]
+
+
+@pytest.mark.parametrize("values", ALL, ids=lambda values: str(values["method"]))
+def test_the_figures_are_those_of_the_files(
+    values: dict[str, Any], source: Path, tmp_path: Path, context: StageContext, bars: DataSet
+) -> None:
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    records: list[EpochRecord] = []
+    watched = dataclasses.replace(context, on_epoch=records.append)
+    target = tmp_path / "target"
+    settings, stage = STAGES["quantize"].load()
+    result = stage(build(settings, values)).run(source, target, watched)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    # What the epochs said, what the folder says and what the packed file says are one figure.
+    folder, file = store.load(target), packed.read(target / store.PACKED)
+    for student in (folder, file):
+        student.to(context.device)
+        assert accuracy(student, bars.test, bars) == result.accuracy
+        assert accuracy(student, bars.validation, bars) == result.validation_accuracy
+    if values["method"] == "post":
+        assert not records
+    else:
+        assert len(records) == TRAINING.epochs
+        assert max(record.accuracy for record in records) == result.validation_accuracy
+    assert result.bytes == (target / store.PACKED).stat().st_size
+    assert result.bytes == result.details["bytes"]["packed"]
+    table = runs(result)
+    assert list(table)[:3] == ["float", "rounded", "rounded, recalibrated"]
+    assert table[values["method"]] == result.accuracy
+    other = {"dq": "qd", "post": None}.get(values["method"], values["method"])
+    assert other is None or f"{other}, labels alone" in table
+    print(values, {run: round(found, 3) for run, found in table.items()}, result.bytes)
+    assert result.accuracy > 0.6, "three classes: a guess is right once in three"
+
+
+def test_pruned_weights_stay_zero(source: Path, tmp_path: Path, context: StageContext) -> None:
+    pruned = store.load(source)
+    weights = {n: w for n, w in pruned.named_parameters() if w.dim() > 1}
+    name = list(weights)[1]
+    with torch.no_grad():
+        weights[name][:, ::2] = 0
+    store.save(tmp_path / "pruned", pruned)
+    settings = QuantizeSettings("lsq", weights=4, without_teacher=False)
+    QuantizeStage(settings).run(tmp_path / "pruned", tmp_path / "target", context)
+    for student in (
+        store.load(tmp_path / "target"),
+        packed.read(tmp_path / "target/student.packed"),
+    ):
+        found = effective_weights(student)[name]
+        assert (found[:, ::2] == 0).all()
+        assert (found[:, 1::2] != 0).any()
+
+
+@pytest.mark.parametrize("method", ["lsq", "qd", "dq"])
+def test_an_interrupted_stage_goes_on_to_the_same_bits(
+    method: str, source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    stage = QuantizeStage(QuantizeSettings(method, weights=2, activations=4))  # type: ignore[arg-type]
+    whole = stage.run(source, tmp_path / "whole", context)
+    epochs: list[int] = []
+
+    def interrupt(record: EpochRecord) -> None:
+        epochs.append(record.epoch)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+
+    watched = dataclasses.replace(context, on_epoch=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(source, tmp_path / "broken", watched)
+    assert not (tmp_path / "broken" / store.PACKED).exists()
+    resumed = stage.run(source, tmp_path / "broken", watched)
+    assert epochs == [0, 1, 2, 3], "no epoch twice"
+    assert runs(resumed) == runs(whole)
+    one, other = (masters(store.load(r.path)) for r in (whole, resumed))
+    if context.device.type == "cpu":  # a GPU sums in another order
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        names = (store.PACKED, "weights.safetensors")
+        assert all((whole.path / n).read_bytes() == (resumed.path / n).read_bytes() for n in names)
+
+
+def test_trained_points_leave_the_weights(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    stage = QuantizeStage(QuantizeSettings("dq", weights=2, without_teacher=False))
+    result = stage.run(source, tmp_path / "target", context)
+    before = effective_weights(store.load(source))
+    for name, master in masters(store.load(result.path)).items():
+        assert torch.equal(master, before[name])
+    assert "qd, labels alone" not in runs(result)
+
+
+def test_a_quantised_student_is_not_quantised_again(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    stage = QuantizeStage(QuantizeSettings("post", weights=4))
+    stage.run(source, tmp_path / "once", context)
+    with pytest.raises(EsnacError, match="quantised already"):
+        stage.run(tmp_path / "once", tmp_path / "twice", context)
+    assert not (tmp_path / "twice" / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "lsqq"}, "Did you mean 'lsq'"),
+        ({"weights": 0}, "1 to 8"),
+        ({"weights": 33}, "1 to 8"),
+        ({"activations": 9}, "1 to 8"),
+        ({"bucket": 0}, "bucket"),
+        ({"epochs": 0}, "epochs"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"bits": 4}, "unknown key 'bits'"),
+    ],
+)
+def test_wrong_settings(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        build(QuantizeSettings, values)
+
+
+def test_an_override_of_no_layer(source: Path, tmp_path: Path, context: StageContext) -> None:
+    stage = QuantizeStage(QuantizeSettings("post", overrides=("convolution9=2",)))
+    with pytest.raises(EsnacError, match="convolution9"):
+        stage.run(source, tmp_path / "target", context)
