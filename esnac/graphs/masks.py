@@ -7,7 +7,6 @@ sees it. A mask added after a quantizer also keeps its zeros.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,19 +58,6 @@ def attach_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
             mask.keep.copy_(keep)
 
 
-def bake_masks(network: nn.Module) -> None:
-    """Takes all masks off: what they hid becomes zero in the weights that lie under them."""
-    for name, keep in _masks(network).items():
-        module, tensor = _owner(network, name)
-        chain: Any = module.parametrizations[tensor]  # type: ignore[index]
-        with torch.no_grad():
-            chain.original.masked_fill_(~keep, 0)
-        if len(chain) == 1:
-            parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
-        else:
-            del chain[next(i for i, part in enumerate(chain) if isinstance(part, Mask))]
-
-
 def mask_of(network: nn.Module, name: str) -> Mask | None:
     """The mask on the named weight, if it has one."""
     module, tensor = _owner(network, name)
@@ -94,11 +80,6 @@ def effective_weights(network: nn.Module) -> dict[str, Tensor]:
             for tensor in module.parametrizations:
                 found[prefix + tensor] = getattr(module, tensor).detach()
     return found
-
-
-def _masks(network: nn.Module) -> dict[str, Tensor]:
-    found = {name: mask_of(network, name) for name in effective_weights(network)}
-    return {name: mask.keep for name, mask in found.items() if mask is not None}
 
 
 def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:

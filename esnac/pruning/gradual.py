@@ -90,7 +90,7 @@ class Gradual:
     def __init__(self, network: nn.Module, pruners: Sequence[Pruner]) -> None:
         self.network = network
         self.of_weight = assign(network, pruners)
-        weights = prunable(network)
+        weights = {name: masked_master(network, name) for name in self.of_weight}
         for name, pruner in self.of_weight.items():
             pruner.mask(weights[name], pruner.window.last)  # fits, or raises before any training
             if pruner.method != "nm" and not zeros_of(pruner.final, weights[name].numel()):
@@ -98,7 +98,7 @@ class Gradual:
                     f"{name} has {weights[name].numel()} values: a sparsity of {pruner.final} "
                     "prunes none of them. Leave it out with exclude, or raise the sparsity."
                 )
-        attach_masks(network, {name: weights[name] != 0 for name in self.of_weight})
+        attach_masks(network, {name: weight != 0 for name, weight in weights.items()})
 
     @property
     def settled(self) -> int:
