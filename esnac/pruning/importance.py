@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from esnac.errors import SettingsError
 from esnac.graphs.groups import ChannelGroups, makes_channels
@@ -91,18 +92,28 @@ def _taylor(network: StudentNetwork, groups: ChannelGroups) -> np.ndarray:
     for number, layer in enumerate(network.graph.layers):
         module, units = network.get_submodule(layer.name), groups.makes[number]
         if layer.kind == "batch_norm" and layer.attributes["affine"]:
-            change = sum(_products(module), torch.zeros(()))
+            norm = cast(nn.BatchNorm2d, module)
             normed[units] = True
+            change = _product(norm.weight) + _product(norm.bias)
             np.add.at(at_norms, units, change.square().cpu().numpy())
         elif makes_channels(layer):
-            rows = _products(module)[0].flatten(1).square().sum(1)
+            rows = _product(_master(module)).flatten(1).square().sum(1)
             np.add.at(at_weights, units, rows.cpu().numpy())
     return np.where(normed, at_norms, at_weights)
 
 
-def _products(module: nn.Module) -> list[Tensor]:
-    """Parameter times gradient, for each parameter of a layer."""
-    return [(p * p.grad).detach() for p in module.parameters() if p.grad is not None]
+def _product(parameter: Tensor) -> Tensor:
+    """Each value times its gradient."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return (parameter * parameter.grad).detach()
+
+
+def _master(module: nn.Module) -> Tensor:
+    """The trained weight of a layer, under a mask if it has one."""
+    if parametrize.is_parametrized(module, "weight"):
+        return cast(Tensor, module.parametrizations["weight"].original)  # type: ignore[index, union-attr]
+    return cast(Tensor, module.weight)
 
 
 def at_random(groups: ChannelGroups, generator: torch.Generator) -> np.ndarray:

@@ -32,4 +32,7 @@ class StageKind:
 STAGES: dict[str, StageKind] = {
     "quantize": StageKind("esnac.stages.quantize", "QuantizeSettings", "QuantizeStage"),
     "train": StageKind("esnac.stages.train", "TrainSettings", "TrainStage"),
+    "prune": StageKind("esnac.stages.prune", "PruneSettings", "PruneStage"),
+    "slim": StageKind("esnac.stages.slim", "SlimSettings", "SlimStage"),
+    "schedule": StageKind("esnac.stages.schedule", "ScheduleSettings", "ScheduleStage"),
 }
