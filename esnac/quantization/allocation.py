@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from esnac.errors import EsnacError
+from esnac.graphs.masks import effective_weights
+from esnac.quantization._base import WeightSettings
+from esnac.quantization.attach import Plan
+from esnac.quantization.lsq import LSQWeightSettings
+from esnac.quantization.points import CodebookSettings
 from esnac.runtime import evaluating
 
 Batch = TypeVar("Batch")
@@ -41,23 +47,29 @@ def gradient_norms(
 
 
 def allocate_bits(
-    norms: Mapping[str, float], numels: Mapping[str, int], budget: int, most: int = 8
+    norms: Mapping[str, float],
+    numels: Mapping[str, int],
+    budget: int,
+    least: int = 1,
+    most: int = 8,
 ) -> dict[str, int]:
-    """Bits per weight of each tensor, 1 to `most`, of at most `budget` bits for all weights.
+    """Bits per weight of each tensor, `least` to `most`, of at most `budget` for all weights.
 
-    To first order, rounding with b bits adds noise to the loss of variance (up to a factor)
+    `norms` are of gradients by weights in units of their spread: to first order, rounding with b
+    bits then adds noise to the loss of variance (up to a factor)
 
         (norm / (2^b - 1))^2
 
     so bit by bit goes to the tensor where it takes away most of this per bit stored. Raises
-    EsnacError where one bit each is too much.
+    EsnacError where the least bits are too much.
     """
     _check(norms)
-    bits = dict.fromkeys(norms, 1)
-    left = budget - sum(numels[name] for name in norms)
+    bits = dict.fromkeys(norms, least)
+    weights = sum(numels[name] for name in norms)
+    left = budget - least * weights
     if left < 0:
         raise EsnacError(
-            f"{budget} bits are too few for {budget - left} weights; allow at least 1 for each."
+            f"{budget} bits are too few for {weights} weights; allow at least {least} for each."
         )
 
     def gain(name: str) -> tuple[float, int, str]:
@@ -84,6 +96,38 @@ def allocate_points(norms: Mapping[str, float], points: int, least: int = 2) -> 
         raise EsnacError(f"A codebook has at least {least} points; got {points} in the mean.")
     dealt = _deal((points - kept) * len(norms), norms)
     return {name: kept + dealt[name] for name in norms}
+
+
+def reallocate(plan: Plan, network: nn.Module, norms: Mapping[str, float], bits: float) -> Plan:
+    """`plan` with the tensors of `bits` bits given more or fewer, by the `norms` of the gradient.
+
+    They take no more bits together than before (trained points: as many points). Raises EsnacError
+    unless there are two to share bits.
+    """
+    weights = effective_weights(network)
+    chosen = {name: s for name, s in plan.weights.items() if s.bits == bits and name in norms}
+    if len(chosen) < 2:
+        raise EsnacError(
+            f"Bits by gradients need two weights of {bits} bits; there is no such pair."
+        )
+    points = {name: s for name, s in chosen.items() if isinstance(s, CodebookSettings)}
+    others = {name: s for name, s in chosen.items() if name not in points}
+    numels = {name: weights[name].numel() for name in chosen}
+    changed: dict[str, WeightSettings] = {}
+    if points:
+        levels = next(iter(points.values())).levels
+        found = allocate_points({name: norms[name] for name in points}, levels)
+        changed |= {name: replace(s, levels=found[name]) for name, s in points.items()}
+    if others:
+        felt = {name: norms[name] * float(weights[name].std(correction=0)) for name in others}
+        budget = int(bits * sum(numels[name] for name in others))
+        least = 2 if any(isinstance(s, LSQWeightSettings) for s in others.values()) else 1
+        given = allocate_bits(felt, numels, budget, least)
+        changed |= {
+            name: replace(s, bits=given[name])  # type: ignore[type-var]
+            for name, s in others.items()
+        }
+    return Plan({**plan.weights, **changed}, plan.activations)
 
 
 def _deal(total: int, weights: Mapping[str, float]) -> dict[str, int]:

@@ -84,8 +84,8 @@ def unpack_numbers(data: bytes, count: int, width: int) -> Numbers:
     for start in range(0, count, _PIECE):
         piece = numbers[start : start + _PIECE]
         first = start * width // 8
-        bits = np.unpackbits(raw[first : first + _ceil(len(piece) * width, 8)])
-        bits = bits[: len(piece) * width].reshape(-1, width)
+        flat = np.unpackbits(raw[first : first + _ceil(len(piece) * width, 8)])
+        bits = flat[: len(piece) * width].reshape(-1, width)
         for place in range(width):
             piece <<= np.uint16(1)
             piece |= bits[:, place]

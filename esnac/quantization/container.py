@@ -12,8 +12,10 @@ import hashlib
 import json
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
+from esnac import files
 from esnac.errors import WeightsError
 
 MAGIC = b"esnac\x00q\n"
@@ -57,6 +59,14 @@ def unseal(data: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
     except (zlib.error, ValueError, RecursionError) as error:
         raise damaged(where, f"its header cannot be read: {error}") from None
     return header, rest[length:]
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises WeightsError that names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"Cannot read {path}: {files.reason(error)}.") from None
 
 
 def damaged(where: str, reason: object) -> WeightsError:

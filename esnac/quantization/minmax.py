@@ -116,8 +116,9 @@ class MinMaxActivation(ActivationQuantizer):
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         n = 2**self.settings.bits - 1
         size, zero = _grid(*self.range, n)
-        # Passes the gradient inside the range only.
-        return torch.fake_quantize_per_tensor_affine(x, size, (-zero).to(torch.int32), 0, n)
+        value = (x.detach() / size).clamp_(zero, zero + n).round_().mul_(size)
+        # The gradient passes inside the range only.
+        return straight_through(x.clamp(zero * size, (zero + n) * size), value)
 
 
 def _grid(low: Tensor, high: Tensor, n: float) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from esnac.errors import EsnacError
 from esnac.quantization._base import ActivationQuantizer, require_bits
-from esnac.quantization.lsq import pass_inside, positive
+from esnac.quantization.lsq import pass_inside, positive, to_grid
 from esnac.settings import require
 
 
@@ -84,8 +84,7 @@ class _PACT(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bound: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, bound)
         ctx.signed = low < 0
-        zero = torch.zeros((), dtype=torch.int32, device=x.device)
-        return torch.fake_quantize_per_tensor_affine(x, bound / high, zero, low, high)
+        return to_grid(x, bound / high, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:

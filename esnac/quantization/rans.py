@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 PRECISION = 14
 _WHOLE = 1 << PRECISION
 _LOWEST = 1 << 16
-#: Most codes of a lane. A lane costs about 24 bits: 0.012 bits per code. It also bounds what a short
+#: Most codes of a lane, which costs about 24 bits: 0.012 bits per code. It also bounds what a short
 #: file can unfold to.
 STEPS = 2048
 

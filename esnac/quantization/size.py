@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from esnac.errors import EsnacError
 from esnac.quantization import container, entropy
 from esnac.quantization.codes import Codes
 from esnac.quantization.packing import Stored, entries, unpack
@@ -65,7 +64,7 @@ class SizeReport:
 def size_report(packed: Path | bytes) -> SizeReport:
     """Reads a packed file (or its bytes). Raises WeightsError when it is damaged."""
     where = "The file" if isinstance(packed, bytes) else str(packed)
-    data = packed if isinstance(packed, bytes) else read_bytes(packed)
+    data = packed if isinstance(packed, bytes) else container.read_bytes(packed)
     tensors, _ = unpack(data, where)
     header, payload = container.unseal(data, where)
     rows = []
@@ -73,15 +72,6 @@ def size_report(packed: Path | bytes) -> SizeReport:
         sizes = {part: len(piece) for part, piece in parts.items()}
         rows.append(_row(entry["name"], tensors[entry["name"]], sizes))
     return SizeReport(tuple(rows), len(data) - len(payload), len(data))
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises EsnacError that names it."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise EsnacError(f"Cannot read {path}: {reason}.") from None
 
 
 def _row(name: str, stored: Stored, sizes: dict[str, int]) -> TensorSize:

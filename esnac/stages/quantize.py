@@ -12,13 +12,15 @@ to the bit.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from esnac.data.batches import training_batches
 from esnac.distillation.losses import make_loss
@@ -27,6 +29,7 @@ from esnac.errors import EsnacError
 from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.quantization import packed, store
+from esnac.quantization.allocation import gradient_norms, reallocate
 from esnac.quantization.attach import Plan, attach, calibrate, is_quantized, verify_fired
 from esnac.quantization.methods import plan_of
 from esnac.quantization.points import PointSettings, freeze_but_points
@@ -46,6 +49,8 @@ Method = Literal["lsq", "dorefa", "pact", "qd", "dq", "post"]
 
 #: Training images from which ranges and statistics are gathered, and how many at a time.
 CALIBRATION, BATCH = 1200, 100
+#: Batches from which gradients are measured (Polino et al. 2018: 5).
+GRADIENTS = 5
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,9 @@ class QuantizeSettings:
     distillation: Distillation = "soft_targets"
     #: Whether to train a second time, with labels alone, to see what the teacher gives.
     without_teacher: bool = True
+    #: Give more of the bits (dq: points) to the weights whose gradients are large, fewer to others;
+    #: no more in all (`quantization.allocation`).
+    by_gradients: bool = False
     #: Layers or weights with other bits, as in `quantization.policy`: "stages.2.*=2/4".
     overrides: tuple[str, ...] = ()
 
@@ -124,7 +132,7 @@ class QuantizeStage:
         start: float,
     ) -> StageResult:
         store.save(target, student)
-        packed.write(target / PACKED, student)
+        packed.write(target / PACKED, store.load(target))
         work.check(target)
         result = measure(self.name, target, work.context, start)
         table[self.settings.method] = result.accuracy
@@ -162,12 +170,16 @@ class _Work:
             )
         return student.to(self.context.device)
 
-    def accuracy(self, student: StudentNetwork) -> float:
+    def accuracy(self, student: nn.Module) -> float:
         return accuracy(student, self.context.data.test, self.context.data)
 
     def plan(self, student: StudentNetwork, method: Method) -> Plan:
         kind = "qd" if method == "post" else method
-        return plan_of(student, kind, self.settings.policy(), self.settings.bucket)
+        plan = plan_of(student, kind, self.settings.policy(), self.settings.bucket)
+        if not self.settings.by_gradients:
+            return plan
+        norms = gradient_norms(student, list(plan.weights), self.batches(GRADIENTS), _cross_entropy)
+        return reallocate(plan, student, norms, self.settings.weights)
 
     def without_training(self) -> dict[str, float]:
         """Accuracies of the student as it is, and rounded."""
@@ -182,8 +194,8 @@ class _Work:
     def quantized(self, checkpoint: Path, report: bool = True) -> StudentNetwork:
         """The student under its quantisers, trained unless the method is not to train."""
         student, context = self.load(), self.context
-        attach_masks(student, masks_of_zeros(student))
         plan = self.plan(student, self.settings.method)
+        attach_masks(student, masks_of_zeros(student))
         attach(student, plan)
         if plan.activations:
             calibrate(student, self.inputs())
@@ -246,11 +258,16 @@ class _Work:
 
     def inputs(self) -> list[Tensor]:
         """Training images to gather ranges and statistics from."""
+        return [inputs for inputs, _ in self.batches(CALIBRATION // BATCH)]
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images with their labels, not augmented."""
         order = torch_generator(self.context.seed, "calibration", self.context.index)
         batches = training_batches(
             self.context.data, BATCH, order_generator=order, augmentation_seed=None, epoch=0
         )
-        return [inputs for inputs, _, _ in islice(batches, CALIBRATION // BATCH)]
+        for inputs, labels, _ in islice(batches, count):
+            yield inputs, labels
 
     def check(self, target: Path) -> None:
         """Raises EsnacError unless the packed file computes what the student's folder does."""
@@ -259,3 +276,8 @@ class _Work:
         one, other = (logits(s.to(device), data.validation, data) for s in students)
         if not torch.equal(one, other):
             raise EsnacError(f"{target / PACKED} does not compute what the student beside it does.")
+
+
+def _cross_entropy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    inputs, labels = batch
+    return F.cross_entropy(network(inputs), labels)

@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from esnac.errors import EsnacError
-from esnac.quantization.allocation import allocate_bits, allocate_points, gradient_norms
+from esnac.quantization.allocation import allocate_bits, allocate_points, gradient_norms, reallocate
+from esnac.quantization.attach import Plan
+from esnac.quantization.lsq import LSQWeightSettings
+from esnac.quantization.points import CodebookSettings
+from esnac.quantization.uniform_weight import UniformSettings
 
 NORMS = st.lists(st.one_of(st.just(0.0), st.floats(0, 1e9)), min_size=1, max_size=12)
 
@@ -66,6 +70,36 @@ def test_what_cannot_be_allocated() -> None:
         allocate_points({"a": 1.0}, 1)
     with pytest.raises(EsnacError, match="gradient of a has the norm nan"):
         allocate_bits({"a": float("nan")}, {"a": 1}, 1)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+
+
+NAMES = ["0.weight", "1.weight", "2.weight"]
+
+
+def test_a_plan_with_bits_by_gradients() -> None:
+    """0.weight is felt most; the ends of other bits keep theirs."""
+    plan = Plan({**dict.fromkeys(NAMES[:2], UniformSettings(3)), NAMES[2]: UniformSettings(8)})
+    found = reallocate(plan, network(), {NAMES[0]: 100.0, NAMES[1]: 1e-3, NAMES[2]: 1.0}, 3)
+    assert [s.bits for s in found.weights.values()] == [5, 1, 8]
+    plan = Plan(dict.fromkeys(NAMES[:2], LSQWeightSettings(3)))
+    found = reallocate(plan, network(), {NAMES[0]: 100.0, NAMES[1]: 1e-3}, 3)
+    assert [s.bits for s in found.weights.values()] == [4, 2]
+
+
+def test_a_plan_with_points_by_gradients() -> None:
+    plan = Plan(dict.fromkeys(NAMES[:2], CodebookSettings(8)))
+    found = reallocate(plan, network(), {NAMES[0]: 3.0, NAMES[1]: 1.0}, 3)
+    assert [s.levels for s in found.weights.values() if isinstance(s, CodebookSettings)] == [10, 6]
+
+
+def test_one_weight_shares_with_none() -> None:
+    plan = Plan({NAMES[0]: UniformSettings(3), NAMES[1]: UniformSettings(8)})
+    with pytest.raises(EsnacError, match="need two weights of 3 bits"):
+        reallocate(plan, network(), dict.fromkeys(NAMES[:2], 1.0), 3)
 
 
 def test_gradient_norms() -> None:

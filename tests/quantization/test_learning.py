@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from esnac.distillation.losses import soft_targets
+from esnac.quantization.allocation import gradient_norms, reallocate
 from esnac.quantization.attach import Plan, attach, masters
 from esnac.quantization.points import CodebookSettings, PointSettings, codebooks, fit_points
 from esnac.quantization.post_mortem import PostMortem, post_mortem
@@ -138,6 +139,15 @@ def calibration() -> list[Tensor]:
     return list(digits()[0].split(100))
 
 
+def batches_with_labels(count: int) -> list[tuple[Tensor, Tensor]]:
+    x, y, _, _ = digits()
+    return list(zip(x[: 64 * count].split(64), y[: 64 * count].split(64), strict=True))
+
+
+def cross_entropy(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(net(batch[0]), batch[1])
+
+
 def mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
@@ -181,11 +191,20 @@ def test_bits_trained_are_close_to_float() -> None:
 
 
 def train_points(
-    seed: int, settings: CodebookSettings, rate: float, epochs: int, recalibrated: bool
+    seed: int,
+    settings: CodebookSettings,
+    rate: float,
+    epochs: int,
+    recalibrated: bool,
+    by_gradients: bool = False,
 ) -> float:
     """Points of the float student's weights, by itself as a teacher."""
     net = copy.deepcopy(student(seed))
-    attach(net, Plan(dict.fromkeys(WEIGHTS, settings)))
+    plan = Plan(dict.fromkeys(WEIGHTS, settings))
+    if by_gradients:
+        norms = gradient_norms(net, WEIGHTS, batches_with_labels(5), cross_entropy)
+        plan = reallocate(plan, net, norms, settings.bits)
+    attach(net, plan)
     if recalibrated:
         recalibrate(net, calibration())
     before = {name: tensor.clone() for name, tensor in masters(net).items()}
@@ -218,6 +237,9 @@ def test_trained_points() -> None:
     best = [train_points(seed, CodebookSettings(4), 3e-4, 15, True) for seed in SEEDS]
     percent("DQ 2 bits from k-means, recalibrated", best)
     assert mean(best) >= 0.96
+    dealt = [train_points(seed, quantiles, 3e-3, 20, False, by_gradients=True) for seed in SEEDS]
+    percent("... with points by gradients", dealt)
+    assert mean(dealt) >= 0.75
     four = [train_points(seed, CodebookSettings(16), 3e-3, 20, False) for seed in SEEDS]
     percent("DQ 4 bits", four)
     whole = [accuracy(student(seed)) for seed in SEEDS]

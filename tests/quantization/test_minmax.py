@@ -30,13 +30,13 @@ def test_zero_is_exact_in_every_row() -> None:
 
 @pytest.mark.parametrize(("bits", "mean"), [(2.4, 5.02), (2.5, 5.30)])
 def test_fractions_of_bits_give_five_to_six_levels(bits: float, mean: float) -> None:
-    weight = torch.randn(4000, 288, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(4000, 1280, generator=torch.Generator().manual_seed(0))
     quantizer = MinMaxWeight(MinMaxWeightSettings(bits))
     codes = quantizer.codes(weight)
     assert codes.levels == 6
     counts = torch.tensor([len(row.unique()) for row in codes.codes], dtype=torch.float32)
     assert set(counts.tolist()) <= {5, 6}
-    assert abs(counts.mean() - mean) < 0.1
+    assert abs(counts.mean() - mean) < 0.02
 
 
 def test_the_gradient_passes_through() -> None:

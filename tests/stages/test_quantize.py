@@ -166,6 +166,28 @@ def test_trained_points_leave_the_weights(
     assert "qd, labels alone" not in runs(result)
 
 
+@pytest.mark.parametrize("method", ["lsq", "qd", "dq"])
+def test_bits_by_gradients_are_no_more(
+    method: str, source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    settings = QuantizeSettings(
+        method,  # type: ignore[arg-type]
+        weights=3,
+        ends=3,
+        epochs=1,
+        without_teacher=False,
+        by_gradients=True,
+    )
+    result = QuantizeStage(settings).run(source, tmp_path / "target", context)
+    rows = [row for row in result.details["bytes"]["tensors"] if row["levels"]]
+    assert len({row["levels"] for row in rows}) > 1
+    if method == "dq":
+        assert sum(row["levels"] for row in rows) == 8 * len(rows)
+    else:
+        whole = sum(row["fixed"] - 1 for row in rows)  # a byte of each may be begun only
+        assert 8 * whole <= 3 * sum(row["numel"] for row in rows)
+
+
 def test_a_quantised_student_is_not_quantised_again(
     source: Path, tmp_path: Path, context: StageContext
 ) -> None:
