@@ -222,3 +222,16 @@ def test_toml_files(tmp_path: Path) -> None:
     path.write_bytes(b"a = '\xff'")
     with pytest.raises(SettingsError, match="not valid TOML"):
         load_toml(path)
+
+
+@dataclass(frozen=True)
+class Chain:
+    stages: tuple[dict[str, Any], ...] = ()
+
+
+def test_tables_without_names() -> None:
+    chain = build(Chain, {"stages": [{"stage": "train", "epochs": 3}]})
+    assert chain.stages == ({"stage": "train", "epochs": 3},)
+    assert build(Chain, to_plain(chain)) == chain
+    with pytest.raises(SettingsError, match="stages is a table of settings; got 'train'"):
+        build(Chain, {"stages": ["train"]})

@@ -63,7 +63,8 @@ def _run_text(opened: Run, summary: RunSummary) -> str:
         trial.reason or "no reason given" for trial in summary.trials if trial.state == "FAILED"
     )
     failures = [f"  failed ({n}): {reason}" for reason, n in reasons.most_common(5)]
-    parts.append("\n".join([f"trials: {counts}", *failures]))
+    if summary.searched:
+        parts.append("\n".join([f"trials: {counts}", *failures]))
     best = summary.best_trials()[:BEST]
     if best:
         table = tables.columns(tables.TRIAL_HEADER, tables.trial_rows(best))

@@ -6,6 +6,7 @@ Needs neither pickle nor the class of the network it was made from.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +29,8 @@ PREPARATION = "preparation"
 FILES = (ARCHITECTURE, WEIGHTS)
 #: Files of a student's folder, their bytes by name.
 Files = dict[str, bytes]
+
+_PLAIN_NAME = re.compile(r"[^./\\\0][^/\\\0]*")
 
 
 def save(folder: str | Path, network: StudentNetwork) -> None:
@@ -113,7 +116,7 @@ def write_files(folder: Path, content: Files) -> None:
     Raises EsnacError for a name that would lie elsewhere, before anything is written.
     """
     for name in content:
-        if name != Path(name).name or name.startswith(".") or "\\" in name or "\0" in name:
+        if not _PLAIN_NAME.fullmatch(name):
             raise EsnacError(f"{name!r} is no plain file name: nothing is written to {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
     for name in content:

@@ -118,6 +118,11 @@ class RunSummary:
             del plain[key]
         return plain
 
+    @property
+    def searched(self) -> bool:
+        """False for a network that went through stages as it was given."""
+        return self.engine is not None or not self.finalists
+
     def count(self, state: str) -> int:
         """Trials that are in `state` now."""
         return sum(trial.state == state for trial in self.trials)

@@ -193,10 +193,9 @@ def failed(failure: Failure) -> str:
 def status(summary: RunSummary) -> str:
     """One sentence: what was run, the teacher, how far the search is and how its model did."""
     figures = summary.teacher
-    searched = summary.engine is not None or not summary.finalists
     failed, pending = summary.count("FAILED"), summary.count("PROPOSED")
     where = [f"{name} {value}" for name, value in _identity(summary) if value is not None]
-    trials = [f"{summary.evaluations} evaluations"] if searched else ["no search"]
+    trials = [f"{summary.evaluations} evaluations"] if summary.searched else ["no search"]
     trials += [f"{failed} failed"] if failed else []
     trials += [f"{pending} pending"] if pending else []
     trials += [f"best f in search {fraction(summary.best_f)}"] if summary.best_f is not None else []

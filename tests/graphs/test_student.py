@@ -142,3 +142,21 @@ def test_a_folder_that_cannot_be_made(network: StudentNetwork, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(EsnacError, match="Cannot write a student to"):
         student.save(tmp_path / "file" / "0", network)
+
+
+def test_files_travel_with_all_that_lies_beside_them(folder: Path, tmp_path: Path) -> None:
+    (folder / "student.packed").write_bytes(b"packed")
+    (folder / ".weights.safetensors.123").write_bytes(b"half")
+    (folder / "checkpoint").mkdir()
+    (folder / "link").symlink_to(folder / student.WEIGHTS)
+    content = student.read_files(folder)
+    assert sorted(content) == [*student.FILES[:1], "student.packed", *student.FILES[1:]]
+    student.write_files(tmp_path / "there", content)
+    assert student.read_files(tmp_path / "there") == content
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/b", ".hidden", "..", "", "a\\b", "a\0b"])
+def test_names_that_would_lie_elsewhere(name: str, tmp_path: Path) -> None:
+    with pytest.raises(EsnacError, match="no plain file name"):
+        student.write_files(tmp_path / "there", {"good": b"", name: b""})
+    assert not (tmp_path / "there").exists()

@@ -14,6 +14,13 @@ def test_one_plain_line_per_epoch_when_not_a_terminal():
     assert lines[1].startswith("teacher: epoch 2/3, validation accuracy 62.50 %")
 
 
+def test_without_a_known_end():
+    stream = io.StringIO()
+    with EpochProgress("prune", None, stream) as progress:
+        progress.update(SimpleNamespace(epoch=4, accuracy=0.5))
+    assert stream.getvalue() == "prune: epoch 5, validation accuracy 50.00 %\n"
+
+
 def test_rewritten_in_place_on_a_terminal():
     stream = io.StringIO()
     stream.isatty = lambda: True

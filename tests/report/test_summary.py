@@ -191,6 +191,20 @@ def test_failures_stand_until_the_stage_succeeds() -> None:
     assert [list(finalist) for finalist in plain["finalists"]] == [FINALIST_KEYS] * 2
 
 
+def test_links_of_one_name_fail_apart() -> None:
+    """Links 1 and 3 of the chain have the same name; 1 succeeded."""
+    place = {"index": 0, "trial": None, "stage": "train-finetune"}
+    first = stage(0, 1, 0.7, 0.7, 0.5) | place | {"link": 1}
+    lost = {"event": "failure", "link": 3, "reason": "not finite", **place}
+    events = [*HEADER, {"event": "finalists", "trials": [None]}, first, lost]
+    summary = summarise(events, "a")
+    assert [failure.reason for failure in summary.failures] == ["not finite"]
+    assert (summary.finalists[0].trial, len(summary.finalists[0].stages)) == (None, 1)
+    other = {**lost, "link": 1}
+    again = summarise([*events[:3], other, first], "a")
+    assert not again.failures
+
+
 def test_a_search_under_way() -> None:
     summary = summarise([*SEARCHED, proposed(3)], "a")
     assert summary.finalists == []

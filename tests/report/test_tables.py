@@ -76,6 +76,12 @@ def test_counts(number: int | None, params: str, macs: str) -> None:
     assert tables.macs(number) == macs
 
 
+def test_sizes_of_files() -> None:
+    assert [tables.size(n) for n in (1_106_448, 27_310, 532, None)] == [
+        *("1.11 MB", "27.31 kB", "532 B", "-"),
+    ]
+
+
 def test_figures_as_published() -> None:
     assert tables.percent(0.7547) == "75.47 %"
     assert tables.fraction(0.94172) == "0.9417"
@@ -121,6 +127,31 @@ def test_a_run_that_has_hardly_begun(style: str) -> None:
     if style == "text":
         assert output.splitlines()[1].split() == ["c", *["-"] * 9]
         assert "no teacher yet; 0 evaluations; no finalists yet." in output
+
+
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_a_chain_has_a_row_per_stage(style: str) -> None:
+    assert "bytes" not in tables.render([SUMMARY], style), "one stage is in the finalists' table"
+    later = {"stage": "quantize-lsq", "params": 27_310, "macs": 900, "bytes": 7_000, "f": 0.94}
+    first = dataclasses.replace(FINALISTS[0], stages=[*FINALISTS[0].stages, later])
+    output = tables.render([dataclasses.replace(SUMMARY, finalists=[first])], style)
+    rows = [line.replace("|", " ").split() for line in output.splitlines()][-2:]
+    assert rows == [
+        ["0", "train", "-", "-", "-", "75.47", "%", "-"],  # of an older run
+        ["0", "quantize-lsq", "27.31", "k", "900", "7.00", "kB", "-", "0.9400"],
+    ]
+
+
+def test_a_network_that_was_given() -> None:
+    finalist = dataclasses.replace(FINALISTS[0], trial=None, accuracy_search=None, f_search=None)
+    failures = [Failure(0, None, "prune-agp", "no layer")]
+    given = dataclasses.replace(
+        EMPTY, teacher=SUMMARY.teacher, finalists=[finalist], failures=failures, ended=True
+    )
+    output = tables.render([given], "text")
+    assert "; no search;" in output
+    assert "Finalist 0 failed in prune-agp: no layer" in output
+    assert "None" not in output
 
 
 @pytest.mark.parametrize("style", ["text", "markdown"])

@@ -6,7 +6,7 @@ import json
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esnac.errors import SettingsError
@@ -33,6 +33,7 @@ def written(table: dict) -> str:
     return f"{table['stage']}({', '.join(words)})" if words else table["stage"]
 
 
+@settings(deadline=None)
 @given(st.lists(TABLES, min_size=1, max_size=4))
 def test_what_is_written_is_read(tables: list[dict]) -> None:
     assert parse(", ".join(map(written, tables))) == tables
