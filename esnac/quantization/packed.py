@@ -58,7 +58,7 @@ def read(path: Path) -> StudentNetwork:
         network = StudentNetwork(graph, weights)
         _quantize_inputs(network, about["quantization"], inputs, str(path))
         network.preparation = _preparation(about["preparation"])
-    except (KeyError, TypeError, AttributeError, EsnacError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, EsnacError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise container.damaged(str(path), reason) from None
     return network.eval()

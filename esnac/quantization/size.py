@@ -15,6 +15,8 @@ from esnac.quantization.packing import Stored, entries, unpack
 #: Most levels for which codes are also counted in pairs.
 _MOST_PAIRED = 16
 
+COLUMNS = ("raw", "fixed", "huffman", "entropy", "codes", "scales", "table", "mask", "stored")
+
 
 @dataclass(frozen=True)
 class TensorSize:
@@ -56,9 +58,9 @@ class SizeReport:
     header: int
     total: int
 
-    @property
-    def raw(self) -> int:
-        return sum(row.raw for row in self.rows)
+    def totals(self) -> dict[str, float]:
+        """The sum of each column of bytes; `raw` / `total` is how much smaller the file is."""
+        return {column: sum(getattr(row, column) for row in self.rows) for column in COLUMNS}
 
 
 def size_report(packed: Path | bytes) -> SizeReport:

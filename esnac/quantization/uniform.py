@@ -149,7 +149,7 @@ def _to_grid(
         x = floor.add_(draw.to(x.device) < x - floor)
     else:
         raise EsnacError(f"rounding is nearest or stochastic; got {rounding!r}.")
-    # Only scales that were themselves rounded let a value leave the grid.
+    # Rounded scales, and the 2-norm of a row with one value, let u end a little beyond 1.
     return x.clamp_(lowest, lowest + levels - 1)
 
 

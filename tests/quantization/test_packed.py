@@ -165,6 +165,7 @@ def test_truncated_and_changed_files(tmp_path: Path) -> None:
         (lambda about, tensors: about.update(preparation={"x": 1}), "not iterable|unexpected"),
         (lambda about, tensors: tensors[0].update(name="other.weight"), "another network"),
         (lambda about, tensors: tensors[0].update(shape=[8, 3, 3]), "another network"),
+        (lambda about, tensors: tensors[0].update(dtype="int64"), "floating point"),
     ],
 )
 def test_a_file_whose_parts_do_not_fit(change: Any, message: str, tmp_path: Path) -> None:

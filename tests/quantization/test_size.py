@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from esnac.quantization.entropy import count_codes, huffman_bits
 from esnac.quantization.packing import Stored, pack
 from esnac.quantization.size import size_report
 from esnac.quantization.uniform import encode_uniform
+from esnac.settings import to_plain
 
 
 def normal(*shape: int) -> Tensor:
@@ -37,6 +39,10 @@ def test_the_parts_add_up_to_the_file(tmp_path: Path) -> None:
     assert report.total == path.stat().st_size
     assert report.header < 500
     assert [row.name for row in report.rows] == list(tensors())
+    totals = report.totals()
+    assert totals["stored"] == report.total - report.header
+    assert totals["raw"] == 4 * (2000 + 64 * 64 * 9 + 64 + 100)
+    assert json.loads(json.dumps(to_plain(report)))["rows"][0]["levels"] == 16
 
 
 def test_rows() -> None:
