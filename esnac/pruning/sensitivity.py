@@ -57,6 +57,26 @@ class Sensitivity:
                 found[name] = best
         return found
 
+    def to_schedule(self, epochs: int, drop: float = 0.01) -> str:
+        """The proposal as a file for `esnac.pruning.schedule`: gradually in two thirds of `epochs`.
+
+        Raises EsnacError when nothing can be proposed, SettingsError for too few epochs.
+        """
+        end = round(epochs * 2 / 3)
+        require(end >= 2, "epochs", "at least 3", epochs)
+        proposed = self.propose(drop)
+        if not proposed:
+            raise EsnacError(
+                f"No weight bears even the lowest level at a loss of {drop}: allow a larger drop."
+            )
+        head = f"epochs = {epochs}\n"
+        tables = (
+            f'\n[[pruners]]\nlayers = ["{name}"]\nsparsity = {level:g}\n'
+            f"initial = 0.0\nend = {end}\n"
+            for name, level in proposed.items()
+        )
+        return head + "".join(tables)
+
     def table(self, drop: float = 0.01) -> list[tuple[str, ...]]:
         """Rows of text: weight, accuracy at each level in percent, proposed sparsity."""
         proposed = self.propose(drop)

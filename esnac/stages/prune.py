@@ -23,6 +23,7 @@ from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.pruning.gradual import Gradual, Pruner
 from esnac.pruning.layers import prunable
+from esnac.pruning.schedule import Schedule, firings
 from esnac.quantization import store
 from esnac.quantization.attach import is_quantized
 from esnac.settings import require
@@ -92,6 +93,11 @@ class PruneStage:
     @property
     def name(self) -> str:
         return f"prune-{self.settings.method}"
+
+    def rehearse(self, student: nn.Module, training: TrainingSettings) -> list[tuple[str, ...]]:
+        """What fires when. Raises SettingsError for what does not fit."""
+        epochs = training.epochs if self.settings.epochs is None else self.settings.epochs
+        return firings(student, Schedule(epochs, self.settings.pruners(epochs)))
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         """`details`: test accuracies (dense; the same masks without training; this student), and

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from esnac import files
 from esnac.errors import SettingsError
 from esnac.graphs.network import StudentNetwork
@@ -25,7 +27,7 @@ from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure
 from esnac.stages.prune import details, load, on_test, save
 from esnac.stages.retraining import Distillation, retrain, retraining
-from esnac.training import Hooks
+from esnac.training import Hooks, TrainingSettings
 
 #: The schedule in the folder of the student that was trained by it.
 KEPT = "schedule.toml"
@@ -59,6 +61,10 @@ class ScheduleStage:
     @property
     def name(self) -> str:
         return f"schedule-{self.settings.method}"
+
+    def rehearse(self, student: nn.Module, training: TrainingSettings) -> list[tuple[str, ...]]:
+        """What fires when. Raises SettingsError for what does not fit."""
+        return schedules.firings(student, self.schedule)
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         """`details`: test accuracies before and after, zeros of each weight, what fired when."""

@@ -12,6 +12,7 @@ from esnac.graphs.masks import effective_weights
 from esnac.pruning.gradual import Gradual, Pruner
 from esnac.pruning.layers import prunable
 from esnac.pruning.magnitude import sparsity_of
+from esnac.pruning.schedule import load
 from esnac.pruning.sensitivity import LEVELS, Sensitivity, analyse, plot
 from tests.pruning.conftest import Digits, plain
 
@@ -50,6 +51,20 @@ def test_csv_and_table() -> None:
     assert rows[0] == ["weight", "0", "0.3", "0.6", "0.9"]
     assert [float(value) for value in rows[1][1:]] == list(RESULT.accuracy["a.weight"])
     assert RESULT.table()[1] == ("a.weight", "98.00", "98.00", "97.00", "30.00", "0.6")
+
+
+def test_the_proposal_is_a_schedule(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(RESULT.to_schedule(12, 0.1))
+    schedule = load(tmp_path / "plan.toml")
+    assert [(p.layers, p.sparsity) for p in schedule.pruners] == [
+        (("a.weight",), 0.6), (("b.weight",), 0.9),
+    ]  # fmt: skip
+    assert (schedule.epochs, schedule.settled) == (12, 7)
+    with pytest.raises(SettingsError, match="epochs must be at least 3"):
+        RESULT.to_schedule(2)
+    nothing = Sensitivity(0.98, (0.5,), {"a.weight": (0.1,)})
+    with pytest.raises(EsnacError, match="allow a larger drop"):
+        nothing.to_schedule(12)
 
 
 def test_the_plot(tmp_path: Path) -> None:

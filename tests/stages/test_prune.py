@@ -18,6 +18,10 @@ from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 from esnac.pruning.layers import prunable
 from esnac.pruning.magnitude import zeros_of
+from esnac.quantization import packed, store
+from esnac.quantization.attach import attach, is_quantized
+from esnac.quantization.methods import plan_of
+from esnac.quantization.policy import Policy
 from esnac.runtime import derive_seed
 from esnac.stages._base import StageContext
 from esnac.stages.full_training import FullTraining
@@ -149,15 +153,23 @@ def test_zeros_are_masks_to_the_stages_that_follow(
     assert len(masks_of_zeros(students.load(folder))) == 3
 
 
+@pytest.mark.parametrize("method", ["lsq", "post"])
+def test_zeros_survive_quantisation(
+    method: str, source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    run(source, tmp_path / "a", context, method="magnitude", sparsity=0.5, train=False)
+    before = {name: weight == 0 for name, weight in weights(tmp_path / "a").items()}
+    (link,) = links([{"stage": "quantize", "method": method, "epochs": 1, "ends": 4}])
+    link.stage.run(tmp_path / "a", tmp_path / "q", context)
+    deployed = packed.read(tmp_path / "q" / store.PACKED)
+    for student in (store.load(tmp_path / "q"), deployed):
+        for name, weight in prunable(student).items():
+            assert not weight[before[name]].any()
+
+
 def test_a_quantised_student_is_pruned_and_stays_quantised(
     source: Path, tmp_path: Path, context: StageContext
 ) -> None:
-    from esnac.quantization import store
-    from esnac.quantization.attach import attach, is_quantized
-    from esnac.quantization.methods import plan_of
-    from esnac.quantization.policy import Policy
-
-    pytest.importorskip("esnac.quantization.packed")
     network = students.load(source)
     attach(network, plan_of(network, "qd", Policy(weights=4, activations=32)))
     store.save(tmp_path / "q", network)

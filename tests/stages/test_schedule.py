@@ -11,13 +11,13 @@ from esnac.graphs import student as students
 from esnac.pruning.layers import prunable
 from esnac.pruning.magnitude import zeros_of
 from esnac.quantization import store
-from esnac.quantization.attach import attach, weight_codes
+from esnac.quantization.attach import weight_codes
 from esnac.stages._base import StageContext
 from esnac.stages.schedule import KEPT, ScheduleSettings, ScheduleStage, _Acting
 from esnac.training import EpochRecord
 from tests.stages.test_prune import context, source, weights
 
-__all__ = ["attach", "context", "source"]
+__all__ = ["context", "source"]
 
 PRUNED = """
 epochs = 5
@@ -91,7 +91,6 @@ def test_quantisers_start_when_they_are_due(source: Path, tmp_path: Path) -> Non
 def test_pruned_and_quantised_in_one_training_also_when_interrupted(
     done: int, source: Path, tmp_path: Path, context: StageContext
 ) -> None:
-    pytest.importorskip("esnac.quantization.packed")
     whole = stage(tmp_path, QUANTIZED).run(source, tmp_path / "whole", context)
     epochs: list[int] = []
 

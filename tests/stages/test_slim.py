@@ -13,6 +13,10 @@ from esnac.graphs import student as students
 from esnac.graphs.masks import masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
+from esnac.quantization import store
+from esnac.quantization.attach import attach
+from esnac.quantization.methods import plan_of
+from esnac.quantization.policy import Policy
 from esnac.stages._base import StageContext, StageResult
 from esnac.stages.prune import PruneSettings, PruneStage
 from esnac.stages.slim import SlimSettings, SlimStage
@@ -104,7 +108,7 @@ def test_a_pruned_student_is_slimmed_and_keeps_its_zeros(
 
 def test_too_strong_a_penalty_is_told(source: Path, tmp_path: Path, context: StageContext) -> None:
     with pytest.raises(TrainingError, match="dead"):
-        run(source, tmp_path / "a", context, strength=1.0, sparse_epochs=30)
+        run(tmp_path / "fresh", tmp_path / "a", context, strength=1.0, sparse_epochs=30)
 
 
 def test_protected_layers_keep_their_channels(
@@ -129,11 +133,6 @@ def test_a_network_without_norms(tmp_path: Path, context: StageContext) -> None:
 def test_a_quantised_student_is_refused(
     source: Path, tmp_path: Path, context: StageContext
 ) -> None:
-    from esnac.quantization import store
-    from esnac.quantization.attach import attach
-    from esnac.quantization.methods import plan_of
-    from esnac.quantization.policy import Policy
-
     network = students.load(source)
     attach(network, plan_of(network, "qd", Policy(weights=4, activations=32)))
     store.save(tmp_path / "q", network)
