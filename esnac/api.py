@@ -17,7 +17,7 @@ from esnac import data as data_room
 from esnac import networks, teachers
 from esnac.cluster import ClusterSettings
 from esnac.data import DataSet
-from esnac.errors import EsnacError, RunError, SettingsError, WeightsError
+from esnac.errors import EsnacError, RunError, WeightsError
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 from esnac.preparation import (
@@ -193,13 +193,10 @@ def start_compression(
     """
     where = resolve_device(device)
     with opened(choices, folders, suffix or COMPRESSION, resume) as (run, settings):
-        _check_compression(run, settings, cluster)
+        given.check(run, settings)
+        check_workers(settings, cluster, searches=False)
         data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
-        if records.finalists(run) is not None:
-            teacher = given.kept_teacher(run, data, where)
-        else:
-            file = weights or records.recorded_file(run)
-            teacher = _given_teacher(settings, data, folders, where, file)
+        teacher = given.teacher(run, settings, data, folders, where, weights)
         _compress(run, settings, data, teacher, where, cluster)
         return run.path
 
@@ -214,10 +211,9 @@ def rehearse(
     not fit the network.
     """
     settings = resolve_settings(choices, folders)
-    if not settings.stages:
-        raise SettingsError('Nothing to do: name stages, as in --stages "train(epochs=10)".')
+    given.require_stages(settings)
     data = data_room.load(settings.dataset, folders.data, settings.data)
-    teacher = _given_teacher(settings, data, folders, resolve_device("cpu"), weights)
+    teacher = given.named_teacher(settings, data, folders, resolve_device("cpu"), weights)
     student = StudentNetwork(teacher.graph, teacher.weights)
     found: dict[str, list[tuple[str, ...]]] = {}
     for link in links(settings.stages):
@@ -290,27 +286,11 @@ def compress(
     name = own_name(name, settings, COMPRESSION)
     data = data.to(where)
     with opened_own(root, name, settings, resume) as run:
-        _check_compression(run, settings, cluster)
+        given.check(run, settings)
+        check_workers(settings, cluster, searches=False)
         teacher = measured_teacher(model, data, where)
         _compress(run, settings, data, teacher, where, cluster)
         return SearchResult.of(run)
-
-
-def _given_teacher(
-    settings: RunSettings, data: DataSet, folders: Folders, device: torch.device, file: Path | None
-) -> Teacher:
-    """Of weights, a student's folder, or the folders of teachers."""
-    if file is None or not file.is_dir():
-        return prepare_teacher(settings, data, folders, device, file, may_train=False)
-    return replace(measured_teacher(load_student(file), data, device), file=file.absolute())
-
-
-def _check_compression(run: Run, settings: RunSettings, cluster: ClusterSettings | None) -> None:
-    if records.searches(run):
-        raise RunError(f"{run.path} is a search. Go on with it: esnac search --resume.")
-    if not settings.stages:
-        raise SettingsError('Nothing to do: name stages, as in --stages "train(epochs=10)".')
-    check_workers(settings, cluster, searches=False)
 
 
 def _compress(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,16 +21,17 @@ SETTINGS = (
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    words = [
-        sys.executable,
-        "-m",
-        "esnac",
-        "search",
-        "--network",
-        "resnet20",
-        "--dataset",
-        "digits",
-    ]
+    return _words("search", folder, *more)
+
+
+def chain(folder: Path, *more: str) -> list[str]:
+    """Three links on the teacher in `folder`."""
+    stages = "train(epochs=6), train(scratch, epochs=6), train(epochs=2, learning_rate=0.01)"
+    return _words("compress", folder, "--stages", stages, *more)
+
+
+def _words(name: str, folder: Path, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "esnac", name, "--network", "resnet20", "--dataset", "digits"]
     words += ["--threads", "1", "--device", "cpu", "--suffix", "x"]
     words += ["--runs", str(folder / "runs"), "--teachers", str(folder / "teachers")]
     for setting in SETTINGS:
@@ -48,19 +50,23 @@ def journal(folder: Path) -> list[dict]:
     return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in events]
 
 
-@pytest.mark.slow
-def test_killed_five_times_and_resumed(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+def run_whole(words: list[str]) -> float:
+    """Seconds it took."""
     started = time.monotonic()
-    subprocess.run(command(whole), check=True, capture_output=True, env=environment())
-    seconds = time.monotonic() - started
+    subprocess.run(words, check=True, capture_output=True, env=environment())
+    return time.monotonic() - started
 
-    rng = random.Random(5)
-    made = broken / "runs" / "resnet20-digits-x"
-    for _ in range(5):
-        more = ["--resume"] if made.exists() else []
+
+def run_broken(words: list[str], made: Path, times: int, seconds: float, seed: int) -> None:
+    """Killed so many times, each within `seconds`; then left alone."""
+
+    def resumed() -> list[str]:
+        return [*words, *(["--resume"] if made.exists() else [])]
+
+    rng = random.Random(seed)
+    for _ in range(times):
         process = subprocess.Popen(
-            command(broken, *more),
+            resumed(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment(),
@@ -68,14 +74,30 @@ def test_killed_five_times_and_resumed(tmp_path: Path) -> None:
         time.sleep(rng.uniform(0.2, 0.8) * seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    end = subprocess.run(
-        command(broken, *(["--resume"] if made.exists() else [])),
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    end = subprocess.run(resumed(), capture_output=True, text=True, env=environment())
     assert end.returncode == 0, end.stderr
+
+
+@pytest.mark.slow
+def test_killed_five_times_and_resumed(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    seconds = run_whole(command(whole))
+    run_broken(command(broken), broken / "runs" / "resnet20-digits-x", 5, seconds, seed=5)
     expected, met = journal(whole), journal(broken)
     assert sorted(map(str, met)) == sorted(map(str, expected))
     done = [e["trial"] for e in met if e["event"] == "trial" and e["state"] == "DONE"]
     assert done == sorted(set(done)) == list(range(6))
+
+
+@pytest.mark.slow
+def test_a_chain_killed_twice_and_resumed(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    teacher = [*_words("teacher", whole)]
+    at = teacher.index("--suffix")
+    teacher = [*teacher[:at], *teacher[at + 4 :]]  # neither suffix nor runs
+    run_whole(teacher)
+    shutil.copytree(whole / "teachers", broken / "teachers")
+    seconds = run_whole(chain(whole))
+    run_broken(chain(broken), broken / "runs" / "resnet20-digits-x", 2, seconds, seed=3)
+    assert journal(broken) == journal(whole)
+    assert [event["link"] for event in journal(broken) if event["event"] == "stage"] == [0, 1, 2, 3]

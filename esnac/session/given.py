@@ -10,24 +10,63 @@ from typing import Any
 import torch
 
 from esnac.data import DataSet
+from esnac.errors import RunError, SettingsError
 from esnac.graphs import student as students
 from esnac.graphs.network import StudentNetwork
-from esnac.preparation import Teacher, measured_teacher
+from esnac.preparation import Folders, Teacher, measured_teacher, prepare_teacher
 from esnac.runs import Run
 from esnac.search.evaluation import preparation
+from esnac.search.settings import RunSettings
 from esnac.session._base import Session
 from esnac.session.finishing import context, row
-from esnac.session.records import record_start, recorded_file
+from esnac.session.records import finalists, record_start, recorded_file, searches
 from esnac.stages.measure import load_student, measure
 
 #: The name of link 0, which no stage has made.
 SOURCE = "source"
 
 
+def check(run: Run, settings: RunSettings) -> None:
+    """Raises an EsnacError for a run that searches, or has nothing to do."""
+    if searches(run):
+        raise RunError(f"{run.path} is a search. Go on with it: esnac search --resume.")
+    require_stages(settings)
+
+
+def require_stages(settings: RunSettings) -> None:
+    """Raises SettingsError for a chain without a link."""
+    if not settings.stages:
+        raise SettingsError('Nothing to do: name stages, as in --stages "train(epochs=10)".')
+
+
+def teacher(
+    run: Run,
+    settings: RunSettings,
+    data: DataSet,
+    folders: Folders,
+    device: torch.device,
+    weights: Path | None,
+) -> Teacher:
+    """The network: from the run's folder, else from `weights` (a file or a student's folder), else
+    the teacher of that name."""
+    if finalists(run) is not None:
+        return kept_teacher(run, data, device)
+    return named_teacher(settings, data, folders, device, weights or recorded_file(run))
+
+
+def named_teacher(
+    settings: RunSettings, data: DataSet, folders: Folders, device: torch.device, file: Path | None
+) -> Teacher:
+    """The network from a file of weights, a student's folder or (None) the folders of teachers."""
+    if file is None or not file.is_dir():
+        return prepare_teacher(settings, data, folders, device, file, may_train=False)
+    return replace(measured_teacher(load_student(file), data, device), file=file.absolute())
+
+
 def kept_teacher(run: Run, data: DataSet, device: torch.device) -> Teacher:
     """The network that a run was given, from its own folder."""
-    teacher = measured_teacher(load_student(run.finalist_folder(0)), data, device)
-    return replace(teacher, file=recorded_file(run))
+    kept = measured_teacher(load_student(run.finalist_folder(0)), data, device)
+    return replace(kept, file=recorded_file(run))
 
 
 def record_given(session: Session) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from esnac.cluster import Cluster, ClusterSettings, connected
 from esnac.data import DataSet
 from esnac.distillation.targets import TeacherTargets
-from esnac.errors import TrainingError
+from esnac.errors import EsnacError, TrainingError
 from esnac.graphs import student as students
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.network import StudentNetwork, teacher_weights
@@ -27,8 +27,8 @@ from esnac.group import ALONE
 from esnac.runtime import derive_seed
 from esnac.stages._base import CHECKPOINT, Stage, StageContext, StageResult
 from esnac.stages.full_training import FullTraining
-from esnac.stages.pipeline import Link, Step
-from esnac.stages.remote import Job, Workshop, run_stages
+from esnac.stages.pipeline import Link, Step, steps
+from esnac.stages.remote import Job, Workshop, _in_order, run_stages
 from esnac.training import TrainingSettings, accuracy
 
 SEED = 7
@@ -160,6 +160,74 @@ def test_finalists_end_as_in_this_process_and_fail_alone(
     assert "worker was lost" in found[3]
     left = {path.name for path in (tmp_path / "finalists").iterdir()}
     assert left == {"0", "4"}, "no mark of the driver, nothing of what failed"
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Leaves the student as it is and a note beside it; in `failing` finalists it fails."""
+
+    name: str
+    failing: tuple[int, ...] = ()
+
+    def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
+        if context.index in self.failing:
+            raise EsnacError(f"{self.name} fails.")
+        target.mkdir(parents=True)
+        for file in source.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        (target / self.name).write_text(str(context.teacher_accuracy))
+        return StageResult(self.name, target, 0.5, context.training.learning_rate, 1, 1, 0.1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_order", [True, False])
+def test_chains_go_on_from_link_to_link(
+    in_order: bool, cluster: Cluster, data: DataSet, teacher: Teacher, tmp_path: Path
+) -> None:
+    """Finalist 1 fails in its second link; finalist 2 has one link left."""
+    chain = [Link(n, f"note{n}", Noting(f"note{n}", (1,) if n == 2 else ())) for n in (1, 2, 3)]
+    work = []
+    for index, (source, finalist) in finalists(tmp_path, 3).items():
+        done = {1, 2} if index == 2 else set()
+        work.append(steps(index, chain, source, finalist, done))
+    students.save(tmp_path / "finalists" / "2" / "2-note2", StudentNetwork(teacher.graph))
+    told: list[tuple[int, int, str]] = []
+
+    def report(step: Step, result: StageResult | str) -> None:
+        told.append((step.index, step.link.number, getattr(result, "stage", result)))
+        if isinstance(result, StageResult):
+            assert result.path == step.target
+            assert result.validation_accuracy == TRAINING.learning_rate
+
+    run_stages(work, teacher.workshop(data), cluster, report, in_order=in_order)
+    expected = [
+        *[(0, 1, "note1"), (0, 2, "note2"), (0, 3, "note3")],
+        *[(1, 1, "note1"), (1, 2, "note2 fails.")],
+        (2, 3, "note3"),
+    ]
+    assert (told if in_order else sorted(told)) == expected
+    end = tmp_path / "finalists" / "0" / "3-note3"
+    names = {"note1", "note2", "note3", students.ARCHITECTURE, students.WEIGHTS}
+    assert {path.name for path in end.iterdir()} == names
+    assert (end / "note2").read_text() == "0.9"
+    assert not (tmp_path / "finalists" / "1" / "2-note2").exists()
+
+
+def test_reports_wait_for_those_of_the_finalist_before(tmp_path: Path) -> None:
+    one, two = (Link(n, "note", Noting("note")) for n in (1, 2))
+    chains = [[Step(i, link, tmp_path, tmp_path) for link in (one, two)] for i in range(3)]
+    told: list[tuple[int, int]] = []
+    report = _in_order(chains, lambda step, _: told.append((step.index, step.link.number)))
+    result = StageResult("note", tmp_path, 0.5, 0.5, 1, 1, 0.1, 1)
+    report(chains[1][0], result)
+    report(chains[2][0], "failed")
+    assert told == []
+    report(chains[0][0], result)
+    assert told == [(0, 1)]
+    report(chains[1][1], result)
+    assert told == [(0, 1)]
+    report(chains[0][1], result)
+    assert told == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)]
 
 
 def test_without_finalists_nothing_is_started(tmp_path: Path) -> None:
