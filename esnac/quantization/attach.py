@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 from esnac.errors import EsnacError, UnknownNameError
 from esnac.graphs.masks import Mask, effective_weights, mask_of
@@ -51,11 +52,13 @@ def attach(network: nn.Module, plan: Plan) -> None:
     if not plan.weights and not plan.activations:
         raise EsnacError("The plan quantises nothing. Give it weights or activations.")
     _check(network, plan)
-    for name, weight_settings in plan.weights.items():
-        _attach_weight(network, name, weight_settings)
-    for path, settings in plan.activations.items():
+    weights = effective_weights(network)
+    for_weights = {name: s.build(weights[name]) for name, s in plan.weights.items()}
+    for_inputs = {path: s.build() for path, s in plan.activations.items()}
+    for name, weight_quantizer in for_weights.items():
+        _attach_weight(network, name, weight_quantizer.to(weights[name].device))
+    for path, quantizer in for_inputs.items():
         layer = network.get_submodule(path)
-        quantizer = settings.build()
         quantizer.layer = path
         layer.add_module(INPUT, quantizer.to(_device(layer, network)).train(layer.training))
         layer.register_forward_pre_hook(_quantize_inputs, with_kwargs=True)
@@ -232,16 +235,14 @@ def _shared(network: nn.Module) -> dict[str, str]:
     return found
 
 
-def _attach_weight(network: nn.Module, name: str, settings: WeightSettings) -> None:
+def _attach_weight(network: nn.Module, name: str, quantizer: WeightQuantizer) -> None:
     module, tensor = _owner(network, name)
-    weight = effective_weights(module)[tensor]
-    quantizer = settings.build(weight).to(weight.device).train(module.training)
+    quantizer.train(module.training)
     chain = _chain(module, tensor)
     if chain is not None and isinstance(chain[-1], Mask):
         chain.insert(len(chain) - 1, quantizer)
     else:
         parametrize.register_parametrization(module, tensor, quantizer, unsafe=True)
-    quantizer.fired = False
 
 
 def _quantize_inputs(
@@ -251,11 +252,12 @@ def _quantize_inputs(
     assert quantizer is not None
     names = ("query", "key", "value") if isinstance(layer, nn.MultiheadAttention) else ("input",)
     # Self-attention gets one tensor three times, and is faster when that stays so.
-    done: dict[int, Tensor] = {}
+    done: dict[int, Any] = {}
 
-    def quantized(x: Tensor) -> Tensor:
+    def quantized(x: Any) -> Any:
         if id(x) not in done:
-            done[id(x)] = quantizer(x)
+            packed = isinstance(x, PackedSequence)
+            done[id(x)] = x._replace(data=quantizer(x.data)) if packed else quantizer(x)
         return done[id(x)]
 
     count = len(names)

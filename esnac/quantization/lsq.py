@@ -197,6 +197,8 @@ class _LSQTensor(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, step, value = ctx.saved_tensors
         (grad,) = grads
+        if grad.stride() != x.stride():  # one copy here, or one in each of the passes below
+            grad = torch.empty_like(x).copy_(grad)
         to_input = pass_inside(grad, x, step * ctx.low, step * ctx.high)
         total = inner(grad, value) - inner(to_input, x)
         return to_input, total * ctx.scale / step, None, None, None

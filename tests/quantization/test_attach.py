@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from esnac.errors import EsnacError
 from esnac.graphs.masks import attach_masks, mask_of
@@ -20,6 +21,7 @@ from esnac.quantization.attach import (
 )
 from esnac.quantization.codes import decode
 from esnac.quantization.lsq import LSQActivationSettings, LSQWeightSettings
+from esnac.quantization.uniform_weight import UniformSettings
 
 W, A = LSQWeightSettings(4), LSQActivationSettings(4)
 
@@ -141,6 +143,14 @@ def test_plans_that_cannot_be_attached(plan: Plan, message: str) -> None:
     assert model.state_dict().keys() == before
 
 
+def test_a_quantiser_that_cannot_be_built_leaves_the_network_alone() -> None:
+    model = network()
+    plan = Plan({"0.weight": W, "4.weight": UniformSettings(2, scaling="absnorm")}, {"4": A})
+    with pytest.raises(EsnacError, match="absnorm"):
+        attach(model, plan)
+    assert model.state_dict().keys() == network().state_dict().keys()
+
+
 def test_shared_weights_and_indices_are_refused() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     with pytest.raises(EsnacError, match="indices"):
@@ -172,6 +182,15 @@ def test_recurrent_layers_use_quantised_weights_after_updates_too() -> None:
     assert torch.equal(plain(model.input_quantizer(x))[0], expected)
     detach(model, activations=False)
     assert torch.equal(model(x)[0], expected)
+
+
+def test_packed_sequences_and_inputs_by_keyword() -> None:
+    torch.manual_seed(0)
+    model, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    attach(model, Plan({}, {"": A}))
+    expected = model(x)[0]
+    packed, _ = model(input=pack_padded_sequence(x, [5, 5]))
+    assert torch.equal(pad_packed_sequence(packed)[0], expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
