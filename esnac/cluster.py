@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,6 +97,18 @@ class Cluster:
 
 
 @contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment inside, but for those that are set; afterwards as before."""
+    own = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
+
+
+@contextmanager
 def connected(settings: ClusterSettings) -> Iterator[Cluster]:
     """Joins the cluster at `settings.address`, or starts one here and shuts it down at the end.
 
@@ -104,22 +116,21 @@ def connected(settings: ClusterSettings) -> Iterator[Cluster]:
     an address that does not answer and for workers that the cluster has no room for.
     """
     joining = {} if settings.address is None else _WHEN_JOINING
-    for name, value in (_ENVIRONMENT | joining).items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise EsnacError(
-            "--executor ray needs Ray: pip install 'esnac[ray]', or leave it out."
-        ) from None
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(ray, settings)
-    try:
-        yield _room(ray.nodes(), settings)
-    finally:
+    with environment(_ENVIRONMENT | joining):
+        try:
+            import ray
+        except ImportError:
+            raise EsnacError(
+                "--executor ray needs Ray: pip install 'esnac[ray]', or leave it out."
+            ) from None
+        ours = not ray.is_initialized()
         if ours:
-            ray.shutdown()
+            _connect(ray, settings)
+        try:
+            yield _room(ray.nodes(), settings)
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def _connect(ray: Any, settings: ClusterSettings) -> None:

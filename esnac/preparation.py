@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from esnac import data as data_room
 from esnac import networks, search_spaces, teachers
 from esnac.data import DataSet
+from esnac.data.settings import content
 from esnac.data.vision import torchvision
 from esnac.errors import EsnacError, SettingsError, WeightsError
 from esnac.graphs.arch_graph import ArchGraph
@@ -222,11 +223,12 @@ def _check_outputs(graph: ArchGraph, data: DataSet) -> None:
 
 def _check_card(card: teachers.Card, folder: Path, settings: RunSettings, recipe_set: bool) -> None:
     """Raises WeightsError unless the teacher found is the one that the settings describe."""
-    found: dict[str, Any] = {"network": card.network, "dataset": card.dataset, "data": card.data}
+    found: dict[str, Any] = {"network": card.network, "dataset": card.dataset}
+    found["data"] = content(card.data)
     wanted: dict[str, Any] = {
         "network": settings.network,
         "dataset": settings.dataset,
-        "data": to_plain(settings.data),
+        "data": content(to_plain(settings.data)),
     }
     if recipe_set:
         found["teacher"], wanted["teacher"] = card.recipe, to_plain(settings.teacher)
@@ -265,7 +267,7 @@ def trained_teacher(
             card = teachers.load(folder, module)
             _check_card(card, folder, settings, recipe_set=True)
             return card
-        plain = to_plain(settings.data)
+        plain = content(to_plain(settings.data))
         job = TeacherJob(settings.network, settings.dataset, settings.teacher, plain, settings.seed)
         with EpochProgress("teacher", settings.teacher.epochs) as progress:
             return train_teacher(module, data, job, folder, device, progress.update)

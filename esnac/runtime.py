@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -161,6 +162,22 @@ def mean_width(model: nn.Module, input_shape: Sequence[int], device: torch.devic
             handle.remove()
     total = sum(weight for weight, _ in macs)
     return sum(weight * width for weight, width in macs) / total if total else 0.0
+
+
+def memory() -> int:
+    """Bytes of memory for this process: of the machine, or of its control group where that is less.
+
+    8 GiB where the system does not tell.
+    """
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 8 * 2**30
+    limits = [machine]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of versions 2 and 1
+        with suppress(OSError, ValueError):  # "max"
+            limits.append(int(Path("/sys/fs/cgroup", file).read_text()))
+    return min(limits)
 
 
 def use_own_threads() -> None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from esnac.errors import SettingsError
-from esnac.settings import load_toml
+from esnac.settings import load_toml, require
 
 MOVES = ("remove", "shrink", "skip")
 
@@ -39,19 +38,19 @@ class SpaceSettings:
     inherit: Literal["leading", "important"] = "leading"
 
     def __post_init__(self) -> None:
-        for move in self.moves:
-            if move not in MOVES:
-                raise SettingsError(f"space.moves knows {', '.join(MOVES)}; got {move!r}.")
+        known = all(move in MOVES for move in self.moves)
+        require(known, "space.moves", f"some of {', '.join(MOVES)}", list(self.moves))
         for name in ("removal_rates", "skip_rates"):
             rates = getattr(self, name)
-            if not rates or not all(0 <= rate <= 1 for rate in rates):
-                raise SettingsError(
-                    f"space.{name} takes probabilities between 0 and 1; got {rates}."
-                )
-        if not 0 < self.shrink_limit <= 1:
-            raise SettingsError(f"space.shrink_limit lies in (0, 1]; got {self.shrink_limit}.")
-        if self.multiple < 1 or self.minimum < 1:
-            raise SettingsError("space.multiple and space.minimum are at least 1.")
+            chances = bool(rates) and all(0 <= rate <= 1 for rate in rates)
+            require(chances, f"space.{name}", "probabilities between 0 and 1", list(rates))
+        limit = self.shrink_limit
+        require(0 < limit <= 1, "space.shrink_limit", "in (0, 1]", limit)
+        for name in ("multiple", "minimum"):
+            value = getattr(self, name)
+            require(value >= 1, f"space.{name}", "at least 1", value)
+        used = self.multiple == 1 or "shrink" in self.moves
+        require(used, "space.multiple", "1 where space.moves has no shrink", self.multiple)
 
 
 def load(folder: Path | None, network: str, family: str) -> dict[str, Any]:

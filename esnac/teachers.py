@@ -62,16 +62,17 @@ class Card:
 
 
 def folder_name(network: str, dataset: str, data: Mapping[str, Any]) -> str:
-    """`<network>-<dataset>`, then what of the data settings is not the default.
+    """`<network>-<dataset>`, then what of the data settings is not the default and tells of images.
 
     A data set with a path gets the path's hash, for paths may look alike as file names.
     """
     from esnac.data import DataSettings
+    from esnac.data.settings import content
 
     name = f"{files.safe_name(network)}-{files.safe_name(dataset)}"
     if ":" in dataset:
         name += "-" + hashlib.sha256(dataset.encode()).hexdigest()[:8]
-    for key, default in asdict(DataSettings()).items():
+    for key, default in content(asdict(DataSettings())).items():
         if data.get(key, default) != default:
             name += f"-{key}{data[key]}"
     return name

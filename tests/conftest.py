@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from esnac.data import DataSet, DataSettings, from_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +33,22 @@ def device() -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.fail(f"ESNAC_TEST_DEVICE={device}, but PyTorch sees no such device.")
     return device
+
+
+@pytest.fixture(scope="session")
+def make_bars(device: torch.device) -> Callable[..., DataSet]:
+    """make_bars(count, contrast, settings): three classes, each a bright bar somewhere else on a
+    noisy 8x8 image."""
+
+    def make(count: int, contrast: int, settings: DataSettings | None = None) -> DataSet:
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(count) % 3
+        images = torch.randint(120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        for label in range(3):
+            images[labels == label, :, 2 * label + 1, 2:6] += contrast
+        return from_tensors((images, labels), None, settings).to(device)
+
+    return make
 
 
 @pytest.fixture(scope="session")

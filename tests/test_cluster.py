@@ -18,7 +18,7 @@ import pytest
 
 from esnac import cluster
 from esnac.cli import main
-from esnac.cluster import Cluster, ClusterSettings, connected
+from esnac.cluster import Cluster, ClusterSettings, connected, environment
 from esnac.errors import EsnacError, SettingsError
 
 
@@ -275,11 +275,11 @@ def test_a_cluster_wants_its_token(head: tuple[str, dict[str, str]], tmp_path: P
     address, _ = head
     other = tmp_path / "token"
     other.write_text("b" * 64, encoding="utf-8")
-    for environment in (
+    for variables in (
         {"RAY_AUTH_MODE": "disabled"},
         {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(other)},
     ):
-        (line,) = join({"address": address}, **environment)
+        (line,) = join({"address": address}, **variables)
         assert line.startswith(f"The Ray cluster at {address} wants its token.")
 
 
@@ -296,3 +296,12 @@ def test_a_cluster_of_its_own(tmp_path: Path) -> None:
     )
     assert lines[0] == f"{workers} workers"
     assert "room for 0 workers that take 1 and 64 each; asked for: 1" in lines[1]
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESNAC_A", "the user's")
+    monkeypatch.delenv("ESNAC_B", raising=False)
+    with environment({"ESNAC_A": "ours", "ESNAC_B": "ours"}):
+        assert (os.environ["ESNAC_A"], os.environ["ESNAC_B"]) == ("the user's", "ours")
+    assert os.environ["ESNAC_A"] == "the user's"
+    assert "ESNAC_B" not in os.environ

@@ -34,7 +34,13 @@ def test_names_from_outside_do_not_escape_the_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"removal_rates": (1.5,)}, {"moves": ("grow",)}, {"shrink_limit": 0.0}, {"multiple": 0}],
+    [
+        {"removal_rates": (1.5,)},
+        {"moves": ("grow",)},
+        {"shrink_limit": 0.0},
+        {"multiple": 0},
+        {"moves": ("remove", "skip"), "multiple": 8},
+    ],
 )
 def test_bad_values(bad):
     with pytest.raises(SettingsError, match="space"):

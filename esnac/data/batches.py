@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from esnac.data import augment
-from esnac.data.sets import DataSet, ImageSet
+from esnac.data.sets import DataSet, Images
 from esnac.group import ALONE, Group
 
 
@@ -32,15 +32,15 @@ def training_batches(
     A rank of a `group` gets its share of each batch (`Group.share`).
     """
     train = data.train
-    n, device = len(train), train.images.device
+    n, device = len(train), train.labels.device
     plan = None
     if augmentation_seed is not None and (data.padding or data.flip):
         plan = augment.plan(n, augmentation_seed, epoch, data.padding, data.flip).to(device)
     shuffled = None if order_generator is None else torch.randperm(n, generator=order_generator)
     order = (torch.arange(n) if shuffled is None else shuffled).to(device)
-    for batch in order.split(batch_sizes(n, batch_size)):
-        indices = batch[group.share(len(batch))[0]]
-        images = train.images.index_select(0, indices)  # 20 times faster than images[indices]
+    sizes = batch_sizes(n, batch_size)
+    own = [batch[group.share(len(batch))[0]] for batch in order.split(sizes)]
+    for indices, images in zip(own, train.batches(own), strict=True):
         if plan is not None:
             images = augment.apply(images, plan.rows(indices))
         inputs = augment.normalise(images, data.mean, data.std, dtype, memory_format)
@@ -48,7 +48,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    images: ImageSet,
+    images: Images,
     data: DataSet,
     batch_size: int,
     *,
@@ -56,9 +56,8 @@ def evaluation_batches(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs B x C x H x W, labels B) of `images` in order, normalised as `data` says."""
-    for part, labels in zip(
-        images.images.split(batch_size), images.labels.split(batch_size), strict=True
-    ):
+    parts = torch.arange(len(images), device=images.labels.device).split(batch_size)
+    for part, labels in zip(images.batches(parts), images.labels.split(batch_size), strict=True):
         yield augment.normalise(part, data.mean, data.std, dtype, memory_format), labels
 
 

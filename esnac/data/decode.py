@@ -21,12 +21,17 @@ CHUNK = 64
 THREADS_FROM = 8192
 
 
-def decode(blobs: Sequence[bytes | Path | None], names: Sequence[str], size: int) -> Tensor:
+def decode(
+    blobs: Sequence[bytes | Path | None],
+    names: Sequence[str],
+    size: int,
+    threads: int | None = None,
+) -> Tensor:
     """n x C x size x size, uint8; C is 1 when all images are grey, else 3.
 
     `blobs` are encoded images or files of such; `names` say which one an error is about. Other
-    sizes are scaled (bicubic) to cover the square and cropped in the centre. Raises DataError for
-    an unreadable image.
+    sizes are scaled (bicubic) to cover the square and cropped in the centre. `threads` None: as
+    many as help. Raises DataError for an unreadable image.
     """
     if not blobs:
         raise DataError("There is no image to decode.")
@@ -36,10 +41,12 @@ def decode(blobs: Sequence[bytes | Path | None], names: Sequence[str], size: int
         part = slice(start, start + CHUNK)
         return _stack([_one(*pair, size) for pair in zip(blobs[part], names[part], strict=True)])
 
-    if _mean_bytes(blobs) < THREADS_FROM:
+    if threads is None:
+        threads = 1 if _mean_bytes(blobs) < THREADS_FROM else min(8, os.cpu_count() or 1)
+    if threads == 1:
         chunks = [chunk(start) for start in starts]
     else:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             try:
                 chunks = list(pool.map(chunk, starts))
             except DataError:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from esnac.data.decode import decode
+from esnac.data.file_list import FileList
 from esnac.data.settings import DataSettings
 from esnac.data.source import Labelled, Source, require_two_of_each
 from esnac.errors import DataError
@@ -30,8 +31,9 @@ SUFFIXES = frozenset(
     + (".webp",)
 )
 
-#: An image by its path inside the folder or archive: a file, or the bytes of a member.
-Files = Mapping[PurePosixPath, Path | bytes]
+#: Images by their path inside the folder or archive, which is shortened as folders are opened: the
+#: whole path as text, or the bytes of a member.
+Files = Mapping[PurePosixPath, str | bytes]
 
 
 def source(path: Path | None, settings: DataSettings) -> Source:
@@ -42,14 +44,14 @@ def source(path: Path | None, settings: DataSettings) -> Source:
     # A class whose folder has no readable image is still a class: it is an error, not left out.
     classes = tuple(sorted({file.parts[0] for file in train}))
     where = str(path)
-    labelled = _labelled(where, train, classes, settings.size)
+    labelled = _labelled(path, train, classes, settings.size)
     require_two_of_each(where, labelled.labels, classes)
     for file in test:
         if file.parts[0] not in classes:
             raise DataError(f"{where}: the class {file.parts[0]!r} is in test/ but not in train/.")
     return Source(
         train=labelled,
-        test=_labelled(where, test, classes, settings.size) if test else None,
+        test=_labelled(path, test, classes, settings.size) if test else None,
         class_names=classes,
         padding=settings.size // 8,
         flip=True,
@@ -75,17 +77,17 @@ def _from_folder(path: Path) -> Files:
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}.")
 
-    files: dict[PurePosixPath, Path | bytes] = {}
+    files: dict[PurePosixPath, str | bytes] = {}
     above = {str(path): {os.path.realpath(path)}}  # real folders on the way to each one
     for folder, folders, names in os.walk(path, followlinks=True, onerror=refuse):
-        relative, way = Path(folder).relative_to(path), above.pop(folder)
+        relative, way = Path(folder).relative_to(path).as_posix(), above.pop(folder)
         real = {name: os.path.realpath(Path(folder, name)) for name in folders}
         folders[:] = [name for name in folders if real[name] not in way]  # else a circle of links
         above |= {os.path.join(folder, name): way | {real[name]} for name in folders}
         if not folders and not names:
-            files[PurePosixPath(relative.as_posix(), _EMPTY)] = b""
+            files[PurePosixPath(relative, _EMPTY)] = b""
         for name in names:
-            files[PurePosixPath((relative / name).as_posix())] = Path(folder, name)
+            files[PurePosixPath(relative, name)] = os.path.join(relative, name)
     return files
 
 
@@ -113,7 +115,7 @@ def _from_archive(path: Path) -> Files:
 
 
 def _from_tar(path: Path) -> Files:
-    files: dict[PurePosixPath, Path | bytes] = {}
+    files: dict[PurePosixPath, str | bytes] = {}
     with tarfile.open(path) as archive:
         for member in archive:
             name = _safe(path, member.name)
@@ -176,18 +178,24 @@ def _is_image(file: PurePosixPath) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def _labelled(where: str, files: Files, classes: tuple[str, ...], size: int) -> Labelled:
+def _labelled(root: Path, files: Files, classes: tuple[str, ...], size: int) -> Labelled:
     images = sorted(file for file in files if _is_image(file))
     number = {name: index for index, name in enumerate(classes)}
     labels = torch.tensor([number[file.parts[0]] for file in images], dtype=torch.int64)
+    blobs = [files[file] for file in images]
+    if root.is_dir():
+        listed = FileList.of(root, [blob for blob in blobs if isinstance(blob, str)])
+        return Labelled(labels, lambda indices: _read_files(listed, indices, size), listed)
+    members = [blob for blob in blobs if isinstance(blob, bytes)]
 
     def read(indices: torch.Tensor) -> torch.Tensor:
-        chosen = [images[index] for index in indices.tolist()]
-        blobs = [files[file] for file in chosen]
-        names = [
-            str(blob) if isinstance(blob, Path) else f"{file} in {where}"
-            for file, blob in zip(chosen, blobs, strict=True)
-        ]
-        return decode(blobs, names, size)
+        chosen = indices.tolist()
+        names = [f"{images[index]} in {root}" for index in chosen]
+        return decode([members[index] for index in chosen], names, size)
 
     return Labelled(labels, read)
+
+
+def _read_files(files: FileList, indices: torch.Tensor, size: int) -> torch.Tensor:
+    chosen = [files[index] for index in indices.tolist()]
+    return decode(chosen, list(map(str, chosen)), size)

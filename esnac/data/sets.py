@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from esnac.errors import DataError
+
+
+class Images(Protocol):
+    """Labelled images of one size, wherever they lie, that come out on the device of the labels."""
+
+    @property
+    def labels(self) -> Tensor:
+        """n, int64."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Images: ...
+
+    def subset(self, indices: Tensor) -> Images:
+        """The images at `indices` (k, int64), in that order."""
+        ...
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For each of the `parts` (k, int64, indices) its images: k x C x H x W, uint8."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +58,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def to(self, device: torch.device | str) -> ImageSet:
         return ImageSet(self.images.to(device), self.labels.to(device))
 
@@ -37,6 +70,11 @@ class ImageSet:
         """The images at `indices` (k, int64), in that order; a copy."""
         indices = indices.to(self.labels.device)
         return ImageSet(self.images.index_select(0, indices), self.labels[indices])
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        for part in parts:
+            # 20 times faster than images[part].
+            yield self.images.index_select(0, part.to(self.images.device))
 
 
 @dataclass(frozen=True)
@@ -49,9 +87,9 @@ class DataSet:
     """
 
     name: str
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Images
+    validation: Images
+    test: Images
     num_classes: int
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -62,8 +100,12 @@ class DataSet:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.shape
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are decoded anew whenever they are needed: the set may be very large."""
+        return not isinstance(self.train, ImageSet)
 
     def to(self, device: torch.device | str) -> DataSet:
         return dataclasses.replace(

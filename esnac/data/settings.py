@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from esnac.errors import SettingsError
+from esnac.settings import require
+
+#: Settings that say how images are read, not which ones.
+READING = ("stream", "workers")
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,30 @@ class DataSettings:
     padding: int | None = None
     #: Mirror images, half of the time: yes for CIFAR, no for digits.
     flip: bool | None = None
+    #: Leave the images of a folder on disk and decode them when they are needed; results are the
+    #: same. "auto": where decoded they would take more than a quarter of the memory.
+    stream: bool | Literal["auto"] = "auto"
+    #: Processes that decode streamed images ahead of the training; 0: it waits for each batch.
+    workers: int = 2
 
     def __post_init__(self) -> None:
-        for key, least in (("limit", 1), ("validation", 1), ("size", 1), ("padding", 0)):
+        for key, least in (
+            ("limit", 1),
+            ("validation", 1),
+            ("size", 1),
+            ("padding", 0),
+            ("workers", 0),
+        ):
             value = getattr(self, key)
-            if value is not None and value < least:
-                raise SettingsError(f"data.{key} must be at least {least}; got {value}.")
-        if not 0 <= self.split_seed < 2**63:
-            raise SettingsError(f"data.split_seed must be in [0, 2**63); got {self.split_seed}.")
+            holds = value is None or value >= least
+            require(holds, f"data.{key}", f"at least {least}", value)
+        seed = self.split_seed
+        require(0 <= seed < 2**63, "data.split_seed", "in [0, 2**63)", seed)
+        require(
+            self.stream in (True, False, "auto"), "data.stream", "true, false or auto", self.stream
+        )
+
+
+def content(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Of plain data settings those that decide which images there are and how they look."""
+    return {key: value for key, value in plain.items() if key not in READING}

@@ -6,29 +6,39 @@ Labels come first and cost nothing; only the images that a split really takes ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from esnac.data.sets import DataSet, ImageSet
+from esnac.data.decode import CHUNK
+from esnac.data.file_list import FileList
+from esnac.data.sets import DataSet, Images, ImageSet
 from esnac.data.settings import DataSettings
 from esnac.data.splits import class_sizes, draw, equal_counts, proportional_counts, without
+from esnac.data.statistics import LOOKED_AT, Statistics, looked_at, statistics, value_counts
+from esnac.data.streaming import Decoder, StreamedSet
 from esnac.errors import DataError, SettingsError
-from esnac.runtime import torch_generator
+from esnac.runtime import memory, torch_generator
 
 #: The seed of the test images of a set that comes without: fixed, so that no setting moves them.
 TEST_SEED = 0
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.1
+#: Of the memory, from which on images are streamed: putting a set together takes it twice.
+MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """`labels`: n, int64; `read(indices)` gives those images, k x C x H x W, uint8."""
+    """`labels`: n, int64; `read(indices)` gives those images, k x C x H x W, uint8.
+
+    `files`: where they lie, if each is a file of its own.
+    """
 
     labels: Tensor
     read: Callable[[Tensor], Tensor]
+    files: FileList | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Source:
     padding: int
     flip: bool
     validation: int | None = None
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    statistics: Statistics | None = None
 
     @property
     def num_classes(self) -> int:
@@ -86,31 +96,23 @@ def partition(name: str, source: Source, settings: DataSettings) -> Partition:
 
 
 def assemble(name: str, source: Source, settings: DataSettings) -> DataSet:
-    """Splits `source` and decodes what the splits take."""
+    """Splits `source` and decodes what the splits take, unless they are to be streamed."""
     parts = partition(name, source, settings)
-    if parts.test is not None:
-        test_images, test_labels = source.train.read(parts.test), source.train.labels[parts.test]
+    if streams(name, source, parts, settings):
+        (train, validation, test), (mean, std) = _streamed(source, parts, settings)
     else:
-        assert source.test is not None
-        test_images = source.test.read(torch.arange(len(source.test.labels)))
-        test_labels = source.test.labels
-    train_images = source.train.read(parts.train)
-    validation_images = source.train.read(parts.validation)
-    train_images, validation_images, test_images = _same_channels(
-        train_images, validation_images, test_images
-    )
-    mean, std = source.statistics or statistics(train_images)
+        (train, validation, test), (mean, std) = _decoded(source, parts)
     padding = source.padding if settings.padding is None else settings.padding
-    if padding >= min(train_images.shape[2:]):
-        height, width = train_images.shape[2:]
+    _, height, width = train.shape
+    if padding >= min(height, width):
         raise SettingsError(
             f"data.padding must be below the side of {height}x{width}; got {padding}."
         )
     return DataSet(
         name=name,
-        train=ImageSet(train_images, source.train.labels[parts.train]),
-        validation=ImageSet(validation_images, source.train.labels[parts.validation]),
-        test=ImageSet(test_images, test_labels),
+        train=train,
+        validation=validation,
+        test=test,
         num_classes=source.num_classes,
         class_names=source.class_names,
         mean=mean,
@@ -120,21 +122,76 @@ def assemble(name: str, source: Source, settings: DataSettings) -> DataSet:
     )
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of n x C x H x W uint8 images, in units of 255.
+def streams(name: str, source: Source, parts: Partition, settings: DataSettings) -> bool:
+    """Whether the images stay on disk. Raises DataError where they should and cannot."""
+    if source.train.files is None or (source.test is not None and source.test.files is None):
+        if settings.stream is True:
+            raise DataError(
+                f"{name} cannot be streamed, only images in a folder can (an archive: unpack it). "
+                "Leave data.stream out."
+            )
+        return False
+    if settings.stream == "auto":
+        test = parts.test if source.test is None else source.test.labels
+        assert test is not None
+        images = len(parts.train) + len(parts.validation) + len(test)
+        return images * 3 * settings.size**2 > MEMORY_SHARE * memory()
+    return settings.stream
 
-    From the histogram of the 256 values: exact, and without a float copy of the images. A constant
-    channel gets the std of one step of 256, so that it can be divided by.
-    """
-    values = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-        mean = (share * values).sum()
-        variance = (share * (values - mean).square()).sum()
-        means.append(mean.item())
-        stds.append(max(variance.sqrt().item(), 1 / 255))
-    return tuple(means), tuple(stds)
+
+#: Training, validation and test images.
+_Splits = tuple[Images, Images, Images]
+
+
+def _decoded(source: Source, parts: Partition) -> tuple[_Splits, Statistics]:
+    """The splits in memory, and mean and std of the training images."""
+    test, rows = _test(source, parts)
+    train, validation, tests = _same_channels(
+        source.train.read(parts.train), source.train.read(parts.validation), test.read(rows)
+    )
+    labels = source.train.labels
+    splits = (
+        ImageSet(train, labels[parts.train]),
+        ImageSet(validation, labels[parts.validation]),
+        ImageSet(tests, test.labels[rows]),
+    )
+    if source.statistics is not None:
+        return splits, source.statistics
+    some = train if len(train) <= LOOKED_AT else train.index_select(0, looked_at(len(train)))
+    return splits, statistics(value_counts(some))
+
+
+def _streamed(
+    source: Source, parts: Partition, settings: DataSettings
+) -> tuple[_Splits, Statistics]:
+    """The same on disk; of the training images only some are decoded here."""
+    test, rows = _test(source, parts)
+    files = source.train.files
+    assert files is not None
+    if source.test is not None:
+        assert source.test.files is not None
+        rows, files = rows + len(files), files + source.test.files
+    decoder = Decoder(files, settings.size, settings.workers)
+    counts = torch.zeros(1, 256, dtype=torch.int64)
+    some = parts.train[looked_at(len(parts.train))]
+    for images in decoder.batches(some.split(CHUNK)):
+        counts = counts + value_counts(images)  # one of grey counts for all three channels
+    decoder = replace(decoder, channels=len(counts))
+    labels = source.train.labels
+    splits = (
+        StreamedSet(decoder, parts.train, labels[parts.train]),
+        StreamedSet(decoder, parts.validation, labels[parts.validation]),
+        StreamedSet(decoder, rows, test.labels if source.test is not None else labels[rows]),
+    )
+    return splits, source.statistics or statistics(counts)
+
+
+def _test(source: Source, parts: Partition) -> tuple[Labelled, Tensor]:
+    """Where the test images come from, and which of them they are."""
+    if parts.test is not None:
+        return source.train, parts.test
+    assert source.test is not None
+    return source.test, torch.arange(len(source.test.labels))
 
 
 def require_two_of_each(name: str, labels: Tensor, class_names: tuple[str, ...]) -> None:

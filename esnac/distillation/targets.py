@@ -1,6 +1,11 @@
-"""The teacher's logits, computed once per epoch of augmentation and shared by all trainings."""
+"""The teacher's logits, computed once per epoch of augmentation and shared by all trainings.
+
+Of streamed images they are computed for each batch anew: all of them may be too many to keep.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +47,13 @@ class TeacherTargets:
         self._numerics = resolve_precision(precision, device, width)
         self._stored: dict[int, Tensor] = {}
 
-    def epoch(self, epoch: int) -> Tensor:
-        """N x classes logits in the order of `data.train`: float32, or float16 (FEW_EPOCHS)."""
+    def epoch(self, epoch: int) -> Tensor | Callable[[Tensor], Tensor]:
+        """N x classes logits in the order of `data.train`: float32, or float16 (FEW_EPOCHS).
+
+        Of streamed images instead what gives the logits of a batch of inputs.
+        """
+        if self._data.streamed:
+            return self._answer
         if not (self._data.padding or self._data.flip):
             epoch = 0  # nothing is augmented: all epochs are the same
         if epoch not in self._stored:
@@ -56,6 +66,14 @@ class TeacherTargets:
     @property
     def stored_bytes(self) -> int:
         return sum(map(_bytes, self._stored.values()))
+
+    @torch.no_grad()
+    def _answer(self, inputs: Tensor) -> Tensor:
+        """B x classes logits, float32."""
+        inputs = inputs.contiguous(memory_format=self._numerics.memory_format)
+        with evaluating(self._teacher), self._numerics.autocast(self._device):
+            logits: Tensor = self._teacher(inputs)
+        return logits.float()
 
     @torch.no_grad()
     def _run(self, epoch: int) -> Tensor:

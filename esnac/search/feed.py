@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from esnac.errors import EsnacError
@@ -51,7 +51,13 @@ class Feed(Protocol):
         """Waits for what works in the background, so that all results are told."""
         ...
 
-    def close(self) -> None: ...
+    def claim(self, trials: Iterable[Trial]) -> None:
+        """Pending trials that workers have already, as after a restart of the driver."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what works in the background, and waits for its end."""
+        ...
 
 
 class _Base:
@@ -69,6 +75,8 @@ class _Base:
         self._progress = progress
         self._ready = deque(searcher.pending())
         self._running: dict[int, Trial] = {}
+        #: Results that are not told yet, by number.
+        self._held: dict[int, Outcome] = {}
         self._exhausted = False
         progress(searcher)
 
@@ -77,7 +85,6 @@ class _Base:
         return self._exhausted and not self._ready and not self._running
 
     def claim(self, trials: Iterable[Trial]) -> None:
-        """Pending trials that workers have already, as after a restart of the driver."""
         for trial in trials:
             self._ready.remove(trial)
             self._running[trial.number] = trial
@@ -86,7 +93,7 @@ class _Base:
         """Nothing works in the background."""
 
     def close(self) -> None:
-        """Lets go of what works in the background."""
+        """Likewise."""
 
     def _hand_out(self) -> Trial:
         trial = self._ready.popleft()
@@ -132,15 +139,6 @@ class StepwiseFeed(_Base):
     on who evaluates them and how fast. Raises EsnacError when every evaluation of a whole step
     failed before any has succeeded.
     """
-
-    def __init__(
-        self,
-        searcher: Searcher,
-        record: Recorder,
-        progress: Callable[[Searcher], None] = lambda searcher: None,
-    ) -> None:
-        super().__init__(searcher, record, progress)
-        self._held: dict[int, Outcome] = {}
 
     def next(self) -> Trial | None:
         if not self._ready and not self._running and not self._exhausted:
@@ -191,10 +189,8 @@ class StreamingFeed(_Base):
         #: Proposals asked for at a time, and the least number that is kept ready.
         self._batch = max(searcher.settings.batch, workers) // 2 or 1
         self._workers = workers
-        self._threads = None if background else ThreadPoolExecutor(1, "proposals")
-        self._background = background or self._threads.submit  # type: ignore[union-attr]
+        self._background = background or _in_a_thread
         self._asking: Asking | None = None
-        self._held: deque[tuple[Trial, Outcome]] = deque()
 
     def next(self) -> Trial | None:
         self._poll()
@@ -213,7 +209,7 @@ class StreamingFeed(_Base):
         return self._hand_out() if self._ready else None
 
     def take(self, trial: Trial, outcome: Outcome) -> None:
-        self._held.append((trial, outcome))
+        self._held[trial.number] = outcome
         self._poll()
 
     def settle(self) -> None:
@@ -222,8 +218,8 @@ class StreamingFeed(_Base):
         self._poll()
 
     def close(self) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self._asking, Future):
+            wait([self._asking])
 
     def _missing(self) -> int:
         settings = self._searcher.settings
@@ -240,10 +236,18 @@ class StreamingFeed(_Base):
             if trials:
                 self._record_front(trials[0].step - 1)
             self._propose(trials)
-        while self._held:
-            self._tell(*self._held.popleft())
+        for number in list(self._held):  # as they came
+            self._tell(self._running[number], self._held.pop(number))
         if len(self._searcher.outcomes) >= max(self._searcher.settings.batch, self._workers):
             self._check_success()
+
+
+def _in_a_thread(ask: Callable[[], list[Trial]]) -> Asking:
+    """The thread ends with the call, so that none is left of a search that was broken off."""
+    threads = ThreadPoolExecutor(1, "proposals")
+    asking = threads.submit(ask)
+    threads.shutdown(wait=False)
+    return asking
 
 
 def front(searcher: Searcher, step: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher as TuneSearcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from esnac.cluster import Cluster
+from esnac.cluster import Cluster, environment
 from esnac.errors import EsnacError
 from esnac.graphs import student as students
 from esnac.runtime import use_own_threads
@@ -170,8 +169,10 @@ class _RunSearch(EmbeddingSearch):
 
     def _outcome(self, trial_id: str, trial: Trial, result: dict[str, Any] | None) -> Outcome:
         if result is None:
+            self._curves.pop(trial_id, None)
             return Outcome(reason=self._started.reason(trial_id))
         if result["reason"] is not None:
+            self._curves.pop(trial_id, None)
             return Outcome(reason=result["reason"], seconds=result["seconds"])
         self.on_trial_result(trial_id, result)  # Tune leaves out the last one
         if result["saved"]:
@@ -307,8 +308,8 @@ def tune_search(
         device=cluster.device,
         stepwise=scheduler is not None,
     )
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(cluster.workers)
-    with tempfile.TemporaryDirectory(prefix="esnac-tune-") as storage:
+    pending = environment({"TUNE_MAX_PENDING_TRIALS_PG": str(cluster.workers)})
+    with pending, tempfile.TemporaryDirectory(prefix="esnac-tune-") as storage:
         tuner = tune.Tuner(
             tune.with_resources(trainable, cluster.resources),
             tune_config=tune.TuneConfig(

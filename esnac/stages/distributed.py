@@ -26,15 +26,24 @@ def together(
     """What `work` returns on rank 0 of `workers` workers of `cluster`, each with its device.
 
     They talk by nccl, or by gloo where they have no GPU for each of them. If a worker fails or is
-    lost, all start again, up to `retries` times; an EsnacError is final and raised here.
+    lost, all start again, up to `retries` times. An EsnacError of any of them is final, ends the
+    others and is raised here.
     """
-
-    def rank(_config: dict[str, Any]) -> T | EsnacError:
-        device = get_device() if cluster.gpus else torch.device("cpu")
+    for left in reversed(range(retries + 1)):
         try:
-            return work(Group.joined(), device)
-        except EsnacError as error:
-            return error
+            return _once(work, workers, cluster)
+        except WorkerGroupError as error:
+            if (own := _own_error(error)) is not None:
+                raise own from None
+            if not left:
+                raise TrainingError(_reason(error)) from None
+    raise AssertionError("unreachable")
+
+
+def _once(work: Callable[[Group, torch.device], T], workers: int, cluster: Cluster) -> T:
+    def rank(_config: dict[str, Any]) -> T:
+        device = get_device() if cluster.gpus else torch.device("cpu")
+        return work(Group.joined(), device)
 
     with tempfile.TemporaryDirectory(prefix="esnac-train-") as storage:
         trainer = TorchTrainer(
@@ -46,19 +55,25 @@ def together(
                 use_gpu=cluster.gpus > 0,
                 resources_per_worker=cluster.resources,
             ),
+            # Ray would try again after any error.
             run_config=RunConfig(
                 name="group",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=retries),
+                failure_config=FailureConfig(max_failures=0),
             ),
         )
-        try:
-            found: T | EsnacError = trainer.fit().return_value  # type: ignore[attr-defined]
-        except WorkerGroupError as error:
-            raise TrainingError(_reason(error)) from None
-    if isinstance(found, EsnacError):
-        raise found
-    return found
+        found: T = trainer.fit().return_value  # type: ignore[attr-defined]
+        return found
+
+
+def _own_error(error: WorkerGroupError) -> EsnacError | None:
+    """What a worker raised for the user to read; the others may have failed for want of it."""
+    for _, fault in sorted(error.worker_failures.items()):
+        # Ray wraps what a worker raises to keep its traceback.
+        cause = getattr(fault, "_base_exc", fault)
+        if isinstance(cause, EsnacError):
+            return cause
+    return None
 
 
 def _reason(error: WorkerGroupError) -> str:

@@ -12,8 +12,8 @@ from botorch.models.transforms import Normalize, Standardize
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from esnac.surrogate.ensemble import CLAMP, Prediction
 from esnac.surrogate.gaussian_process import exact
+from esnac.surrogate.prediction import CLAMP, Prediction
 
 
 class FeatureModel:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from esnac.errors import SettingsError
+from esnac.settings import require
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,13 @@ class SurrogateSettings:
     chunk: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "chunk"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("length_scale", "noise", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SettingsError(f"{name} must be positive; got {getattr(self, name)}.")
-        for name in ("steps", "min_steps", "tolerance", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise SettingsError(f"{name} must not be negative; got {getattr(self, name)}.")
-        if not 0 < self.averaging <= 1:
-            raise SettingsError(f"averaging must be in (0, 1]; got {self.averaging}.")
+        _require_ranges(
+            self,
+            counts=("hidden", "layers", "chunk"),
+            positive=("length_scale", "noise", "learning_rate"),
+            not_negative=("steps", "min_steps", "tolerance", "weight_decay"),
+        )
+        require(0 < self.averaging <= 1, "averaging", "in (0, 1]", self.averaging)
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,27 @@ class EnsembleSettings:
 
     def __post_init__(self) -> None:
         counts = ("members", "hidden", "first_steps", "afresh_every", "most", "chunk")
-        for name in (*counts, "least_part", "most_part"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("learning_rate", "scale_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SettingsError(f"{name} must be positive; got {getattr(self, name)}.")
-        for name in ("next_steps", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise SettingsError(f"{name} must not be negative; got {getattr(self, name)}.")
-        if not 0 < self.part <= 1:
-            raise SettingsError(f"part must be in (0, 1]; got {self.part}.")
+        _require_ranges(
+            self,
+            counts=(*counts, "least_part", "most_part"),
+            positive=("learning_rate", "scale_learning_rate"),
+            not_negative=("next_steps", "weight_decay"),
+        )
+        require(0 < self.part <= 1, "part", "in (0, 1]", self.part)
+
+
+def _require_ranges(
+    settings: object,
+    counts: tuple[str, ...],
+    positive: tuple[str, ...],
+    not_negative: tuple[str, ...],
+) -> None:
+    for name in counts:
+        value = getattr(settings, name)
+        require(value >= 1, name, "at least 1", value)
+    for name in positive:
+        value = getattr(settings, name)
+        require(0 < value < math.inf, name, "positive", value)
+    for name in not_negative:
+        value = getattr(settings, name)
+        require(0 <= value < math.inf, name, "0 or positive", value)

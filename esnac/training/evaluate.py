@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from esnac.data.batches import evaluation_batches
-from esnac.data.sets import DataSet, ImageSet
+from esnac.data.sets import DataSet, Images
 from esnac.errors import DataError
 from esnac.runtime import evaluating
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int = 250) -> float:
+def accuracy(model: nn.Module, images: Images, data: DataSet, batch_size: int = 250) -> float:
     """Fraction in [0, 1] of `images` whose largest logit is that of the label.
 
     `model` and `images` lie on the same device; `data` says how to normalise. Float32 whatever the
@@ -33,7 +33,7 @@ def accuracy(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int 
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: ImageSet, data: DataSet, batch_size: int = 250) -> Tensor:
+def logits(model: nn.Module, images: Images, data: DataSet, batch_size: int = 250) -> Tensor:
     """N x classes logits (float32) of `images` in order, as `accuracy` sees them."""
     _require_images(images, data)
     with evaluating(model), _without_tf32():
@@ -53,6 +53,6 @@ def _without_tf32() -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def _require_images(images: ImageSet, data: DataSet) -> None:
+def _require_images(images: Images, data: DataSet) -> None:
     if not len(images):
         raise DataError(f"{data.name}: no images to evaluate on. Ask for a larger split.")

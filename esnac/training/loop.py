@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from esnac.data.batches import batch_sizes, training_batches
-from esnac.data.sets import DataSet, ImageSet
+from esnac.data.sets import DataSet
 from esnac.errors import DataError, TrainingError
 from esnac.group import ALONE, Group
 from esnac.runtime import (
@@ -37,6 +37,8 @@ from esnac.training.schedules import learning_rate
 from esnac.training.settings import TrainingSettings
 from esnac.training.together import joined
 
+P = ParamSpec("P")
+
 #: loss(logits B x classes float32, labels B, targets B x classes or None) -> scalar
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -44,10 +46,15 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
 
 
-class Targets(Protocol):
-    """Gives the teacher's N x classes logits for the training images, augmented as in `epoch`."""
+#: The teacher's N x classes logits for the training images, or what gives those of a batch of
+#: inputs (B x C x H x W), B x classes.
+EpochTargets = Tensor | Callable[[Tensor], Tensor]
 
-    def epoch(self, epoch: int) -> Tensor: ...
+
+class Targets(Protocol):
+    """Gives the teacher's logits for the training images, augmented as in `epoch`."""
+
+    def epoch(self, epoch: int) -> EpochTargets: ...
 
 
 @dataclass(frozen=True)
@@ -75,22 +82,8 @@ class TrainingResult:
     images: int
 
 
-def fit(
-    model: nn.Module,
-    data: DataSet,
-    settings: TrainingSettings,
-    *,
-    loss: Loss,
-    seed: int,
-    augmentation_seed: int,
-    targets: Targets | None = None,
-    device: torch.device,
-    checkpoint: Path | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-    group: Group = ALONE,
-    hooks: Hooks = NO_HOOKS,
-) -> TrainingResult:
-    """Trains `model` in place and leaves it in eval mode with the kept weights.
+class Training:
+    """Trains `model` in place, epoch by epoch, and leaves it in eval mode with the kept weights.
 
     `model` and `data` lie on `device`. A function of weights, data, settings and the two seeds:
     order of the batches and dropout of epoch e depend on (seed, e), augmentation on
@@ -104,27 +97,6 @@ def fit(
     end with the same weights and the same error, if any. Rank 0 alone touches the checkpoint.
     `hooks` act in each epoch; a resumed training calls those of the epochs that are left.
     """
-    training = Training(
-        model,
-        data,
-        settings,
-        loss=loss,
-        seed=seed,
-        augmentation_seed=augmentation_seed,
-        targets=targets,
-        device=device,
-        checkpoint=checkpoint,
-        group=group,
-        hooks=hooks,
-    )
-    for record in training.epochs():
-        if on_epoch is not None:
-            on_epoch(record)
-    return training.finish()
-
-
-class Training:
-    """`fit` epoch by epoch, for whoever may stop early; arguments and errors as there."""
 
     def __init__(
         self,
@@ -138,6 +110,7 @@ class Training:
         targets: Targets | None = None,
         device: torch.device,
         checkpoint: Path | None = None,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
         group: Group = ALONE,
         hooks: Hooks = NO_HOOKS,
     ) -> None:
@@ -154,6 +127,7 @@ class Training:
         )  # fmt: skip
         self._targets = targets if settings.distills else None
         self._checkpoint = checkpoint
+        self._on_epoch = on_epoch
         fingerprint = _fingerprint(self._run)
         state = None
         if checkpoint is not None:
@@ -169,6 +143,8 @@ class Training:
             record = _epoch(self._run, epoch, self._targets)
             self._state = _advance(self._state, self._run, record)
             self._save()
+            if self._on_epoch is not None:
+                self._on_epoch(record)
             yield record
 
     def _save(self) -> None:
@@ -191,6 +167,21 @@ class Training:
             seconds=sum(record.seconds for record in history),
             images=len(history) * len(self._run.data.train),
         )
+
+
+def _whole(training: Callable[P, Training]) -> Callable[P, TrainingResult]:
+    def fit(*args: P.args, **kwargs: P.kwargs) -> TrainingResult:
+        """All epochs of a `Training`, with its arguments and errors."""
+        own = training(*args, **kwargs)
+        for _ in own.epochs():
+            pass
+        return own.finish()
+
+    return fit
+
+
+#: Called as `Training` is; typed by its list of arguments, which is written once.
+fit = _whole(Training)
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -250,13 +241,15 @@ def _validate(run: _Run) -> float:
     if group.size == 1:
         return accuracy(run.model, images, run.data)
     rows = group.rows(len(images))
-    part = ImageSet(images.images[rows], images.labels[rows])
+    part = images.subset(torch.arange(len(images))[rows])
     right = accuracy(run.model, part, run.data) * len(part) if len(part) else 0.0
     total = group.sum(torch.tensor(right, dtype=torch.float64, device=run.device))
     return round(total.item()) / len(images)
 
 
-def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> tuple[float, float]:
+def _train(
+    run: _Run, model: nn.Module, epoch: int, targets: EpochTargets | None
+) -> tuple[float, float]:
     """One pass over the training images: mean loss, and learning rate of the last step."""
     settings, count = run.settings, len(run.data.train)
     steps_per_epoch = math.ceil(count / settings.batch_size)
@@ -280,13 +273,20 @@ def _train(run: _Run, model: nn.Module, epoch: int, targets: Tensor | None) -> t
         if epoch < settings.early_epochs:
             inputs = window(inputs, settings.early_side, windows)
         rate = factor * learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
-        wanted = None if targets is None else targets[indices].float()
+        wanted = _wanted(targets, inputs, indices)
         total += _step(run, model, inputs, labels, wanted, rate, size, epoch)
         if step % look == 0:
             _require_finite(run.group.sum(total), epoch, step)
     total = run.group.sum(total)
     _require_finite(total, epoch, steps_per_epoch - 1)
     return total.item() / count, rate
+
+
+def _wanted(targets: EpochTargets | None, inputs: Tensor, indices: Tensor) -> Tensor | None:
+    """The teacher's logits of a batch."""
+    if targets is None:
+        return None
+    return targets[indices].float() if isinstance(targets, Tensor) else targets(inputs)
 
 
 def _step(

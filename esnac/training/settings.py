@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esnac.errors import SettingsError
+from esnac.settings import require
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,25 @@ class TrainingSettings:
     early_side: int = 24
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        _require(self.batch_size >= 2, "batch_size", "at least 2 (batch norm)", self.batch_size)
+        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(self.batch_size >= 2, "batch_size", "at least 2 (batch norm)", self.batch_size)
         for name in ("learning_rate", "gamma", "temperature"):
             value = getattr(self, name)
-            _require(0 < value < math.inf, name, "greater than 0", value)
+            require(0 < value < math.inf, name, "greater than 0", value)
         for name in ("weight_decay", "label_weight", "distillation_weight", "ask_entropy"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, name, "at least 0", value)
-        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
-        _require(not self.nesterov or self.momentum > 0, "nesterov", "false without momentum", True)
-        _require(
+            require(0 <= value < math.inf, name, "at least 0", value)
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        require(not self.nesterov or self.momentum > 0, "nesterov", "false without momentum", True)
+        require(
             0 <= self.early_epochs <= self.epochs, "early_epochs", "0 to epochs", self.early_epochs
         )
-        _require(self.early_side >= 1, "early_side", "at least 1", self.early_side)
-        _require(not (self.early_epochs and self.distills), "early_epochs", "0 to distil", True)
+        require(self.early_side >= 1, "early_side", "at least 1", self.early_side)
+        require(not (self.early_epochs and self.distills), "early_epochs", "0 to distil", True)
         clip = self.clip_norm
-        _require(clip is None or 0 < clip < math.inf, "clip_norm", "greater than 0", clip)
+        require(clip is None or 0 < clip < math.inf, "clip_norm", "greater than 0", clip)
         rising = all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False))
-        _require(rising, "milestones", "rising epochs from 1", list(self.milestones))
+        require(rising, "milestones", "rising epochs from 1", list(self.milestones))
         if self.schedule == "step" and not self.milestones:
             raise SettingsError("schedule 'step' needs milestones, for example [100, 200].")
         if self.schedule != "step" and self.milestones:
@@ -76,7 +77,7 @@ class TrainingSettings:
                 "set milestones=[] or schedule='step'."
             )
         asks = self.ask_teacher == "always" or self.distills
-        _require(asks, "ask_teacher", "always without distillation", self.ask_teacher)
+        require(asks, "ask_teacher", "always without distillation", self.ask_teacher)
         if not self.label_weight and not (self.distills and self.distillation_weight):
             raise SettingsError(
                 "Nothing to learn from: label_weight is 0 and there is no distillation. "
@@ -87,8 +88,3 @@ class TrainingSettings:
     def distills(self) -> bool:
         """Whether the loss needs the teacher's targets."""
         return self.distillation != "none"
-
-
-def _require(holds: bool, name: str, expected: str, met: object) -> None:
-    if not holds:
-        raise SettingsError(f"training: {name} must be {expected}; got {met}.")

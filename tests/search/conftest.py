@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from esnac import Searcher
-from esnac.data import DataSet, from_tensors
+from esnac.data import DataSet
 from esnac.distillation.targets import TeacherTargets
 from esnac.executors import SerialExecutor
 from esnac.graphs.arch_graph import ArchGraph
@@ -198,14 +198,8 @@ TRAINING = TrainingSettings(
 
 
 @pytest.fixture(scope="session")
-def bars(device: torch.device) -> DataSet:
-    """Three classes, each a bright bar somewhere else on a noisy 8x8 image."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(150) % 3
-    images = torch.randint(120, (150, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for label in range(3):
-        images[labels == label, :, 2 * label + 1, 2:6] += 100
-    return from_tensors((images, labels), None).to(device)
+def bars(make_bars: Callable[..., DataSet]) -> DataSet:
+    return make_bars(150, 100)
 
 
 @pytest.fixture(scope="session")

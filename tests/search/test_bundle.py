@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from esnac.data import DataSettings, load
 from esnac.distillation.targets import TeacherTargets
 from esnac.graphs import student as students
 from esnac.search.bundle import Bundle
@@ -98,3 +100,27 @@ def test_targets_of_other_epochs_differ_and_equal_ones_travel_once(
     once = pickle.loads(pickle.dumps(Bundle.of(still, SPACE, targets))).targets
     assert list(once) == list(range(10))
     assert len({id(logits) for logits in once.values()}) == 1
+
+
+def test_of_streamed_images_a_worker_asks_the_teacher_itself(
+    evaluator: Evaluator,
+    make_trials: Callable[..., list[Trial]],
+    device: torch.device,
+    tmp_path: Path,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for label in range(3):
+        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        for index in range(12):
+            pixels = torch.randint(256, (8, 8), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / f"images/{label}/{index}.png")
+    settings = DataSettings(size=8, stream=True, workers=0)
+    data = load(f"images:{tmp_path / 'images'}", None, settings).to(device)
+    targets = TeacherTargets(evaluator.targets._teacher, data, evaluator.targets.seed, device)
+    streamed = replace(evaluator, data=data, targets=targets)
+    bundle = Bundle.of(streamed, SPACE, {0: targets.epoch(0), 1: targets.epoch(1)})
+    assert not bundle.targets
+    there = shared(bundle).evaluator(device, lambda number: tmp_path / "there" / str(number))
+    for trial in make_trials(evaluator.space)[:1]:
+        assert there(trial).reason is None
+        assert there(trial).accuracy == streamed(trial).accuracy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -354,15 +355,39 @@ def test_a_fault_while_proposing_comes_out(
         drive(feed, made_up, random.Random(0))
 
 
-def test_close_ends_the_thread(make_searcher: Callable[..., Searcher]) -> None:
+def test_close_waits_for_the_thread(make_searcher: Callable[..., Searcher]) -> None:
+    before = set(threading.enumerate())
+    searcher, started, asked = make_searcher("random"), threading.Event(), []
+
+    def slowly(count: int) -> list[Trial]:
+        started.set()
+        time.sleep(0.3)
+        asked.append(count)
+        return []
+
+    searcher.ask = slowly
+    feed = StreamingFeed(searcher, lambda rows: None, workers=2)
+    assert feed.next() is None
+    assert started.wait(10)
+    feed.close()
+    assert asked
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_no_thread_is_left_of_a_feed_that_nobody_closes(
+    make_searcher: Callable[..., Searcher], made_up: Evaluate
+) -> None:
+    """As of Tune's algorithms, which are not told that a search was broken off."""
     before = set(threading.enumerate())
     feed = StreamingFeed(make_searcher("random"), lambda rows: None, workers=2)
     while feed.next() is None:
         pass
-    (thread,) = set(threading.enumerate()) - before
-    feed.close()
-    thread.join(10)
-    assert not thread.is_alive()
+    feed.settle()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_many_simulated_workers_are_kept_busy(

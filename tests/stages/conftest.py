@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from esnac.data import DataSet, DataSettings, from_tensors
+from esnac.data import DataSet, DataSettings
 
 
 @pytest.fixture(scope="session")
-def bars(device: torch.device) -> DataSet:
-    """Each class has a bright bar somewhere else on a noisy 8x8 image."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(240) % 3
-    images = torch.randint(120, (240, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for label in range(3):
-        images[labels == label, :, 2 * label + 1, 2:6] += 60
-    return from_tensors((images, labels), None, DataSettings(padding=1, flip=True)).to(device)
+def bars(make_bars: Callable[..., DataSet]) -> DataSet:
+    return make_bars(240, 60, DataSettings(padding=1, flip=True))
 
 
 @pytest.fixture(autouse=True)

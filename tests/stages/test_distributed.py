@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytest.importorskip("ray")
 
 import ray.cloudpickle
 from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from esnac import data as data_room
 from esnac import networks
@@ -23,12 +25,14 @@ from esnac.cluster import ClusterSettings, connected
 from esnac.data import DataSet, DataSettings
 from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
+from esnac.errors import TrainingError
 from esnac.graphs import student as students
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
+from esnac.group import Group
 from esnac.runtime import derive_seed
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.distributed import _reason
+from esnac.stages.distributed import _own_error, _reason, together
 from esnac.stages.full_training import FullTraining
 from esnac.stages.pipeline import Link, Step
 from esnac.stages.remote import Workshop, run_stages
@@ -153,3 +157,31 @@ def test_the_reason_names_the_worker() -> None:
     faults = {1: RuntimeError("connection closed"), 0: ValueError("Traceback\n  line\nbroken\n")}
     assert _reason(WorkerGroupError("", faults)) == "worker 0: broken"
     assert _reason(WorkerGroupError("", {3: RuntimeError()})) == "worker 3: RuntimeError"
+
+
+def test_an_error_for_the_user_is_found_among_others() -> None:
+    own, lost = TrainingError("The loss\nis not finite."), RuntimeError("connection closed")
+    wrapped = UserExceptionWithTraceback(own, "Traceback ...")
+    assert _own_error(WorkerGroupError("", {0: lost, 1: wrapped})) is own
+    assert _own_error(WorkerGroupError("", {0: lost})) is None
+
+
+@pytest.mark.slow
+def test_the_error_of_one_worker_ends_the_others(tmp_path: Path) -> None:
+    """Which wait for it: Ray's own limit would be half an hour."""
+
+    def work(group: Group, device: torch.device) -> float:
+        with (tmp_path / str(group.rank)).open("a") as file:
+            file.write("x")
+        if group.rank == 1:
+            raise TrainingError("worker 1 cannot read its images")
+        return group.sum(torch.ones(1)).item()
+
+    start = time.perf_counter()
+    with (
+        connected(ClusterSettings("ray", workers=2)) as cluster,
+        pytest.raises(TrainingError, match="^worker 1 cannot read its images$"),
+    ):
+        together(work, 2, cluster)
+    assert (tmp_path / "1").read_text() == "x", "it is not tried again"
+    assert time.perf_counter() - start < 300

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from esnac.data import DataSet, DataSettings, from_tensors
+from esnac.data import DataSet, DataSettings, from_tensors, load
 from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import DataError, TrainingError
@@ -38,11 +39,11 @@ def data() -> DataSet:
     return make_data()
 
 
-def make_model(seed: int = 0) -> nn.Module:
+def make_model(seed: int = 0, channels: int = 1) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
+            nn.Conv2d(channels, 8, 3, padding=1),
             nn.BatchNorm2d(8),
             nn.ReLU(),
             nn.Dropout(0.2),
@@ -408,3 +409,44 @@ def test_a_window_is_part_of_the_image() -> None:
     corners = {int(loop.window(image, 5, generator)[0, 0, 0, 0]) for _ in range(200)}
     assert corners == {8 * y + x for y in range(4) for x in range(4)}
     assert loop.window(image, 9, generator).shape == image.shape
+
+
+def test_streamed_images_train_as_those_in_memory(tmp_path: Path) -> None:
+    """Bit for bit, and up to rounding with a teacher, who then sees smaller batches."""
+    write_images(tmp_path)
+    held, streamed = (
+        load(f"images:{tmp_path}", None, DataSettings(size=8, stream=stream, workers=0))
+        for stream in (False, True)
+    )
+    one, other = make_model(channels=3), make_model(channels=3)
+    kept, found = run(one, held), run(other, streamed)
+    assert [record.loss for record in kept.history] == [record.loss for record in found.history]
+    assert kept.accuracy == found.accuracy
+    for mine, theirs in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert accuracy(one, held.test, held) == accuracy(other, streamed.test, streamed)
+
+    settings = dataclasses.replace(
+        SETTINGS, learning_rate=0.01, distillation="soft_targets", label_weight=0.0
+    )
+    losses = []
+    for data in (held, streamed):
+        model = make_model(channels=3)
+        targets = TeacherTargets(one, data, 2, CPU, "float32")
+        losses.append([r.loss for r in run(model, data, settings, targets=targets).history])
+        assert (targets.stored_bytes == 0) == data.streamed
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def write_images(root: Path) -> None:
+    """Three classes of coloured noise, each brighter in a channel of its own."""
+    generator = torch.Generator().manual_seed(0)
+    for label in range(3):
+        folder = root / str(label)
+        folder.mkdir()
+        for index in range(25):
+            pixels = torch.randint(200, (9, 9, 3), generator=generator, dtype=torch.uint8)
+            pixels[..., label] += 55
+            Image.fromarray(pixels.numpy()).save(
+                folder / f"{index}.{'png' if index % 2 else 'jpg'}"
+            )

@@ -20,8 +20,8 @@ from esnac.graphs.space import Candidates
 from esnac.runtime import seeded
 from esnac.search.objectives import Objective, dominators
 from esnac.surrogate.acquisition import expected_improvement_of_product
-from esnac.surrogate.ensemble import Prediction
 from esnac.surrogate.gaussian_process import exact
+from esnac.surrogate.prediction import Prediction
 
 # BoTorch would compile a kernel in C++ when it first computes a hypervolume: a minute, files in the
 # user's home, a lock that outlives a killed process, other last digits than without a compiler.
