@@ -18,6 +18,7 @@ from esnac import networks, teachers
 from esnac.cluster import ClusterSettings
 from esnac.data import DataSet
 from esnac.errors import EsnacError, RunError, WeightsError
+from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 from esnac.preparation import (
     Choices,
@@ -41,7 +42,7 @@ from esnac.session.workers import check_workers, workers
 from esnac.settings import to_plain
 from esnac.stages.measure import load_student
 from esnac.stages.notation import parse
-from esnac.stages.pipeline import resolve
+from esnac.stages.pipeline import links, resolve
 
 #: A chain of stages as text or as plain data.
 Stages = str | Sequence[Mapping[str, Any]]
@@ -198,6 +199,28 @@ def start_compression(
         teacher = given.teacher(run, settings, data, folders, where, weights)
         _compress(run, settings, data, teacher, where, cluster)
         return run.path
+
+
+def rehearse(
+    choices: Choices, folders: Folders, *, weights: Path | None = None
+) -> dict[str, list[tuple[str, ...]]]:
+    """`esnac compress --dry-run`: for each stage rows of text, what would fire at which epoch.
+
+    The first row is the header; a stage in which nothing depends on the epoch has no rows. Nothing
+    is trained or written. `weights` as for `start_compression`. Raises EsnacError for whatever does
+    not fit the network.
+    """
+    settings = resolve_settings(choices, folders)
+    given.require_stages(settings)
+    data = data_room.load(settings.dataset, folders.data, settings.data)
+    teacher = given.named_teacher(settings, data, folders, resolve_device("cpu"), weights)
+    student = StudentNetwork(teacher.graph, teacher.weights)
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for link in links(settings.stages):
+        tell = getattr(link.stage, "rehearse", None)
+        rows = [] if tell is None else tell(student, settings.finish.training)
+        found[f"{link.number}-{link.name}"] = rows
+    return found
 
 
 def run_search(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from esnac.cli import compress, finish, score, search, show, stat, teacher
+from esnac.cli import compress, finish, score, search, sensitivity, show, stat, teacher
 from esnac.errors import EsnacError
 
 COMMANDS = {
@@ -21,6 +21,7 @@ COMMANDS = {
     "search": search,
     "finish": finish,
     "compress": compress,
+    "sensitivity": sensitivity,
     "stat": stat,
     "show": show,
     "score": score,

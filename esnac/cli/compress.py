@@ -35,6 +35,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with the run of this name where it stopped"
     )
     parser.add_argument(
+        "--dry-run", action="store_true", help="print what would fire at which epoch, and leave"
+    )
+    parser.add_argument(
         "--settings", type=Path, metavar="FILE", help="a TOML file of settings, also of [[stages]]"
     )
     options.add_settings(parser, "finish.training.learning_rate=0.01")
@@ -49,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from esnac.cli import stat
 
     options.set_threads(args)
+    if args.dry_run:
+        return _rehearse(args)
     path = api.start_compression(
         options.choices(args),
         options.folders(args),
@@ -59,3 +64,14 @@ def run(args: argparse.Namespace) -> int:
         cluster=options.cluster(args),
     )
     return stat.show_runs([path])
+
+
+def _rehearse(args: argparse.Namespace) -> int:
+    from esnac import api
+    from esnac.report.tables import columns
+
+    found = api.rehearse(options.choices(args), options.folders(args), weights=args.weights)
+    for name, rows in found.items():
+        print(name)
+        print(columns(rows[0], rows[1:]) if rows else "(nothing in it depends on the epoch)")
+    return 0

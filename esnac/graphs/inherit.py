@@ -7,7 +7,7 @@ for; a convolution then takes the rows and columns of those channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -35,7 +35,17 @@ def inherit(
     those with the largest L1 norm of the weights that make them. With channels in blocks (grouped
     convolutions, shuffles) every block keeps equally many.
     """
-    chosen = _chosen_ranks(space, moves, weights, selection)
+    scores = _scores(space, moves, weights) if selection == "important" else None
+    return inherit_channels(space, student, best_ranks(space, moves.kept, scores), weights)
+
+
+def inherit_channels(
+    space: Space,
+    student: ArchGraph,
+    chosen: Sequence[np.ndarray],
+    weights: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """As `inherit`, for the units `chosen`: for each group their ranks, ascending."""
     image = np.arange(space.graph.input_shape[0])
     made: list[np.ndarray] = []
     state: dict[str, Tensor] = {}
@@ -70,7 +80,7 @@ def _read(
     return np.concatenate([t + o for t, o in zip(tensors, offsets, strict=False)])
 
 
-def _make(space: Space, number: int, read: np.ndarray, chosen: list[np.ndarray]) -> np.ndarray:
+def _make(space: Space, number: int, read: np.ndarray, chosen: Sequence[np.ndarray]) -> np.ndarray:
     """Teacher channels that the layer makes, from those it reads."""
     layer, groups = space.graph.layers[number], space.groups
     if makes_channels(layer):
@@ -115,16 +125,16 @@ def _cut(old: Layer, new: Layer, tensor: Tensor, read: np.ndarray, make: np.ndar
     return picked.gather(1, index)
 
 
-def _chosen_ranks(
-    space: Space, moves: Moves, weights: Mapping[str, Tensor], selection: Selection
+def best_ranks(
+    space: Space, kept: Sequence[int], scores: Sequence[np.ndarray] | None
 ) -> list[np.ndarray]:
-    """For each group the ranks (sorted) of the units it keeps."""
+    """For each group the ranks (ascending) of the `kept` units that score highest, or come first.
+
+    `scores[g]` has one value for each unit of group g, by rank.
+    """
     groups = space.groups
-    scores: list[np.ndarray] | None = None
-    if selection == "important":
-        scores = _scores(space, moves, weights)
     chosen = []
-    for group, keep in enumerate(moves.kept):
+    for group, keep in enumerate(kept):
         size, blocks = int(groups.sizes[group]), int(space.divisors[group])
         if size % blocks or keep % blocks:
             blocks = 1

@@ -30,6 +30,11 @@ def check(run: Run, settings: RunSettings) -> None:
     """Raises an EsnacError for a run that searches, or has nothing to do."""
     if searches(run):
         raise RunError(f"{run.path} is a search. Go on with it: esnac search --resume.")
+    require_stages(settings)
+
+
+def require_stages(settings: RunSettings) -> None:
+    """Raises SettingsError for a chain without a link."""
     if not settings.stages:
         raise SettingsError('Nothing to do: name stages, as in --stages "train(epochs=10)".')
 
@@ -46,7 +51,13 @@ def teacher(
     the teacher of that name."""
     if finalists(run) is not None:
         return kept_teacher(run, data, device)
-    file = weights or recorded_file(run)
+    return named_teacher(settings, data, folders, device, weights or recorded_file(run))
+
+
+def named_teacher(
+    settings: RunSettings, data: DataSet, folders: Folders, device: torch.device, file: Path | None
+) -> Teacher:
+    """The network from a file of weights, a student's folder or (None) the folders of teachers."""
     if file is None or not file.is_dir():
         return prepare_teacher(settings, data, folders, device, file, may_train=False)
     return replace(measured_teacher(load_student(file), data, device), file=file.absolute())

@@ -33,4 +33,7 @@ STAGES: dict[str, StageKind] = {
     "export": StageKind("esnac.stages.export", "ExportSettings", "ExportStage"),
     "quantize": StageKind("esnac.stages.quantize", "QuantizeSettings", "QuantizeStage"),
     "train": StageKind("esnac.stages.train", "TrainSettings", "TrainStage"),
+    "prune": StageKind("esnac.stages.prune", "PruneSettings", "PruneStage"),
+    "slim": StageKind("esnac.stages.slim", "SlimSettings", "SlimStage"),
+    "schedule": StageKind("esnac.stages.schedule", "ScheduleSettings", "ScheduleStage"),
 }

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from esnac.distillation.losses import make_loss
+from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.quantization import store
+from esnac.quantization.attach import is_quantized
 from esnac.runtime import derive_seed, seeded
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure
@@ -28,6 +30,8 @@ class FullTraining:
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         start = time.perf_counter()
         student = load_student(source)
+        if not is_quantized(student):  # a quantised one has its masks; other zeros are codes
+            attach_masks(student, masks_of_zeros(student))
         seed = derive_seed(context.seed, "full training", context.index)
         if self.from_scratch:
             known = student.preparation

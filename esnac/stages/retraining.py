@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
-from esnac.training import TrainingSettings
+from torch import nn
+
+from esnac.distillation.losses import make_loss
+from esnac.runtime import derive_seed
+from esnac.stages._base import StageContext
+from esnac.training import Hooks, TrainingResult, TrainingSettings, fit
+from esnac.training.hooks import NO_HOOKS
 
 Distillation = Literal["none", "logit_mse", "soft_targets"]
 
@@ -34,4 +41,29 @@ def retraining(
         schedule="constant" if step and not milestones else training.schedule,
         milestones=milestones,
         early_epochs=0,
+    )
+
+
+def retrain(
+    student: nn.Module,
+    training: TrainingSettings,
+    context: StageContext,
+    checkpoint: Path,
+    *purpose: str | int,
+    hooks: Hooks = NO_HOOKS,
+) -> TrainingResult:
+    """Trains a student in place, with seeds of its `purpose`; goes on from `checkpoint`."""
+    return fit(
+        student,
+        context.data,
+        training,
+        loss=make_loss(training),
+        seed=derive_seed(context.seed, *purpose, context.index),
+        augmentation_seed=derive_seed(context.seed, "augmentation"),
+        targets=context.targets,
+        device=context.device,
+        checkpoint=checkpoint,
+        on_epoch=context.on_epoch,
+        group=context.group,
+        hooks=hooks,
     )

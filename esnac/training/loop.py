@@ -32,6 +32,7 @@ from esnac.settings import to_plain
 from esnac.training import checkpoints
 from esnac.training.checkpoints import Checkpoint
 from esnac.training.evaluate import accuracy
+from esnac.training.hooks import NO_HOOKS, Hooks
 from esnac.training.schedules import learning_rate
 from esnac.training.settings import TrainingSettings
 from esnac.training.together import joined
@@ -94,6 +95,7 @@ class Training:
 
     The ranks of a `group` train one model together, with the same batches, schedule and steps, and
     end with the same weights and the same error, if any. Rank 0 alone touches the checkpoint.
+    `hooks` act in each epoch; a resumed training calls those of the epochs that are left.
     """
 
     def __init__(
@@ -110,16 +112,19 @@ class Training:
         checkpoint: Path | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
         group: Group = ALONE,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
         _check(data, settings, targets, augmentation_seed)
+        _check_hooks(hooks, settings)
         width = mean_width(model, data.input_shape, device) if settings.precision == "auto" else 0.0
         numerics = resolve_precision(settings.precision, device, width)
         numerics = without_known_faults(numerics, model, device)
         model.to(memory_format=numerics.memory_format)  # type: ignore[call-overload]
         optimizer = make_optimizer(model, settings)
         self._run = _Run(
-            model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer, group
-        )
+            model, data, settings, loss, seed, augmentation_seed, device, numerics, optimizer,
+            group, hooks,
+        )  # fmt: skip
         self._targets = targets if settings.distills else None
         self._checkpoint = checkpoint
         self._on_epoch = on_epoch
@@ -211,10 +216,13 @@ class _Run:
     numerics: Numerics
     optimizer: torch.optim.Optimizer
     group: Group
+    hooks: Hooks
 
 
 def _epoch(run: _Run, epoch: int, targets: Targets | None) -> EpochRecord:
     start = time.perf_counter()
+    if run.hooks.before_epoch is not None:
+        run.hooks.before_epoch(epoch)
     wanted = None if targets is None else targets.epoch(epoch)
     trained = time.perf_counter()
     others = (run.group.rank,) if run.group.rank else ()  # dropout differs from rank to rank
@@ -248,6 +256,7 @@ def _train(
     look = CHECK_EVERY.get(run.device.type, 1)
     total = torch.zeros((), device=run.device)
     rate = settings.learning_rate
+    factor = 1.0 if run.hooks.rate is None else run.hooks.rate(epoch)
     model.train()
     sizes = batch_sizes(count, settings.batch_size)
     batches = training_batches(
@@ -263,9 +272,9 @@ def _train(
     for step, (size, (inputs, labels, indices)) in enumerate(zip(sizes, batches, strict=True)):
         if epoch < settings.early_epochs:
             inputs = window(inputs, settings.early_side, windows)
-        rate = learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
+        rate = factor * learning_rate(settings, epoch * steps_per_epoch + step, steps_per_epoch)
         wanted = _wanted(targets, inputs, indices)
-        total += _step(run, model, inputs, labels, wanted, rate, size)
+        total += _step(run, model, inputs, labels, wanted, rate, size, epoch)
         if step % look == 0:
             _require_finite(run.group.sum(total), epoch, step)
     total = run.group.sum(total)
@@ -288,6 +297,7 @@ def _step(
     targets: Tensor | None,
     rate: float,
     size: int,
+    epoch: int,
 ) -> Tensor:
     """One step on a batch of `size` images of all ranks, of which this one has `inputs`.
 
@@ -301,7 +311,10 @@ def _step(
     _, part = run.group.share(size)
     run.optimizer.zero_grad()
     # Gradients become their mean over ranks: that of the mean loss of all images.
-    (value * (part * run.group.size)).backward()
+    wanted = value * (part * run.group.size)
+    if run.hooks.penalty is not None:
+        wanted = wanted + run.hooks.penalty(epoch)
+    wanted.backward()
     if run.settings.clip_norm is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
     run.optimizer.step()
@@ -337,7 +350,7 @@ def _advance(state: Checkpoint, run: _Run, record: EpochRecord) -> Checkpoint:
     )
     if run.settings.select == "last":
         return dataclasses.replace(after, best_epoch=record.epoch, best_accuracy=record.accuracy)
-    if record.accuracy <= state.best_accuracy:
+    if record.epoch < run.hooks.settled or record.accuracy <= state.best_accuracy:
         return after
     best = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
     return dataclasses.replace(
@@ -360,10 +373,20 @@ def _check(
         raise TrainingError("The teacher's targets were made for another augmentation seed.")
 
 
+def _check_hooks(hooks: Hooks, settings: TrainingSettings) -> None:
+    if hooks.settled >= settings.epochs:
+        raise TrainingError(
+            f"Weights may be kept from epoch {hooks.settled} on, but the training has only epochs "
+            f"0 to {settings.epochs - 1}. Train longer."
+        )
+
+
 def _fingerprint(run: _Run) -> str:
     state = run.model.state_dict()
+    acts = {"hooks": run.hooks.about} if run.hooks.about else {}
     return json.dumps(
         {
+            **acts,
             "settings": to_plain(run.settings),
             "seeds": [run.seed, run.augmentation_seed],
             "data": _data_fingerprint(run.data),

@@ -1,0 +1,191 @@
+"""The stage `prune`: single weights become zero and stay so.
+
+    agp         gradually, the sparsity rising to the third power (Zhu and Gupta 2017)
+    magnitude   the smallest at once
+    nm          of each m inputs the n largest stay, as sparse tensor cores want it
+
+The student is trained on meanwhile; with `train` false the final masks are put on as it is. Its
+zeros are masks to the stages that follow. A quantised student is pruned by its masters and stays
+quantised.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from esnac.errors import EsnacError, SettingsError
+from esnac.graphs.masks import attach_masks, masks_of_zeros
+from esnac.graphs.network import StudentNetwork
+from esnac.pruning.gradual import Gradual, Pruner
+from esnac.pruning.layers import prunable
+from esnac.pruning.schedule import Schedule, firings
+from esnac.quantization import store
+from esnac.quantization.attach import is_quantized
+from esnac.settings import require
+from esnac.stages._base import CHECKPOINT, StageContext, StageResult
+from esnac.stages.measure import load_student, measure
+from esnac.stages.retraining import Distillation, retrain, retraining
+from esnac.training import Hooks, TrainingSettings, accuracy
+
+#: Share of the epochs in which the sparsity rises; the others make good (8 of 12 on digits).
+RISE = 2 / 3
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What is None is as in the run's full training."""
+
+    method: Literal["agp", "magnitude", "nm"] = "agp"
+    sparsity: float = 0.8
+    #: Patterns of layers or weights, as in `esnac.pruning.layers`.
+    layers: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    #: Layers with a sparsity of their own: "conv1=0.3".
+    overrides: tuple[str, ...] = ()
+    initial: float = 0.05
+    start: int = 0
+    #: First epoch after the window; None: two thirds of the epochs.
+    end: int | None = None
+    frequency: int = 1
+    n: int = 2
+    m: int = 4
+    #: False: the final masks at once, no training.
+    train: bool = True
+    epochs: int | None = None
+    learning_rate: float | None = None
+    distillation: Distillation = "soft_targets"
+
+    def __post_init__(self) -> None:
+        require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        if self.overrides and self.method == "nm":
+            raise SettingsError("overrides are sparsities: method 'nm' has none.")
+        self.pruners(self.epochs or 10**6)
+
+    def pruners(self, epochs: int) -> tuple[Pruner, ...]:
+        """The pruners of a training of so many epochs. Raises SettingsError."""
+        own: dict[str, float] = {}
+        for pattern, sparsity in map(_parse, self.overrides):
+            if pattern in own:
+                raise SettingsError(f"overrides: layer {pattern!r} is named twice.")
+            own[pattern] = sparsity
+        end = self.end
+        if end is None:
+            end = max(self.start + self.frequency + 1, round(epochs * RISE))
+        rest = Pruner(
+            self.method, self.layers, (*self.exclude, *own), self.sparsity, self.initial,
+            self.start, end, self.frequency, self.n, self.m,
+        )  # fmt: skip
+        special = (replace(rest, layers=(k,), exclude=(), sparsity=s) for k, s in own.items())
+        return (rest, *special)
+
+
+@dataclass(frozen=True)
+class PruneStage:
+    settings: PruneSettings
+
+    @property
+    def name(self) -> str:
+        return f"prune-{self.settings.method}"
+
+    def rehearse(self, student: nn.Module, training: TrainingSettings) -> list[tuple[str, ...]]:
+        """What fires when. Raises SettingsError for what does not fit."""
+        epochs = training.epochs if self.settings.epochs is None else self.settings.epochs
+        return firings(student, Schedule(epochs, self.settings.pruners(epochs)))
+
+    def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
+        """`details`: test accuracies (dense; the same masks without training; this student), and
+        for each pruned weight its number of values and of zeros."""
+        start = time.perf_counter()
+        training = self._training(context)
+        pruners = self.settings.pruners(training.epochs)
+        table = {"dense": on_test(load(source, context), context)}
+        before = zeros(load(source, context))
+        student = load(source, context)
+        Gradual(student, pruners).apply()
+        table["without training"] = on_test(student, context)
+        if self.settings.train:
+            student = load(source, context)
+            for pruner in pruners:
+                pruner.window.check_fits(training.epochs, self.name)
+            gradual = Gradual(student, pruners)
+            hooks = Hooks(gradual.before_epoch, settled=gradual.settled, about=repr(pruners))
+            retrain(student, training, context, target / CHECKPOINT, "prune", hooks=hooks)
+        if zeros(student) == before:
+            raise EsnacError(
+                f"Nothing was pruned: the student in {source} is that sparse already. Ask for "
+                "more sparsity, or leave this stage out."
+            )
+
+        def keep() -> StageResult:
+            save(target, student)
+            result = measure(self.name, target, context, start)
+            if self.settings.train:
+                table[self.settings.method] = result.accuracy
+            return replace(result, details=details(table, load_student(target)))
+
+        return context.group.from_first(keep)
+
+    def _training(self, context: StageContext) -> TrainingSettings:
+        s = self.settings
+        return retraining(
+            context.training,
+            epochs=s.epochs,
+            learning_rate=s.learning_rate,
+            distillation=s.distillation,
+        )
+
+
+def load(source: Path, context: StageContext) -> StudentNetwork:
+    """The student, whose exact zeros are masks."""
+    student = load_student(source)
+    if not is_quantized(student):  # a quantised one has its masks; other zeros are codes
+        attach_masks(student, masks_of_zeros(student))
+    return student.to(context.device)
+
+
+def save(target: Path, student: StudentNetwork) -> None:
+    """The student and, if it is quantised, the file of it that is deployed."""
+    store.save(target, student)
+    if is_quantized(student):
+        from esnac.quantization import packed
+
+        packed.write(target / store.PACKED, store.load(target))
+
+
+def on_test(student: nn.Module, context: StageContext) -> float:
+    return accuracy(student, context.data.test, context.data)
+
+
+def zeros(student: nn.Module) -> dict[str, int]:
+    """The number of zeros in each weight, by name."""
+    return {name: int((weight == 0).sum()) for name, weight in prunable(student).items()}
+
+
+def details(table: dict[str, float], student: nn.Module) -> dict[str, Any]:
+    """Accuracies and sparsities as plain data."""
+    sizes = {name: weight.numel() for name, weight in prunable(student).items()}
+    gone = zeros(student)
+    return {
+        "accuracy": [{"run": run, "accuracy": found} for run, found in table.items()],
+        "sparsity": sum(gone.values()) / sum(sizes.values()),
+        "weights": [
+            {"weight": name, "values": size, "zeros": gone[name]} for name, size in sizes.items()
+        ],
+    }
+
+
+def _parse(rule: str) -> tuple[str, float]:
+    pattern, _, value = rule.rpartition("=")
+    try:
+        sparsity = float(value)
+    except ValueError:
+        sparsity = -1.0
+    require(bool(pattern) and 0 <= sparsity < 1, "overrides", "NAME=SPARSITY, in [0, 1)", rule)
+    return pattern.strip(), sparsity

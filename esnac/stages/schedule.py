@@ -1,0 +1,145 @@
+"""The stage `schedule`: one training in which a file says what acts when.
+
+The file (`esnac.pruning.schedule`) names pruners, quantisers, regularisers and changes of the
+learning rate, each with its layers and epochs. It is kept with the student.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from esnac import files
+from esnac.errors import SettingsError
+from esnac.graphs.network import StudentNetwork
+from esnac.pruning import schedule as schedules
+from esnac.pruning.gradual import Gradual, masked_master
+from esnac.pruning.schedule import QuantizerEntry, Schedule
+from esnac.quantization.attach import Plan, activation_quantizers, attach, weight_quantizers
+from esnac.quantization.methods import plan_of
+from esnac.quantization.policy import FLOAT, Policy
+from esnac.settings import require
+from esnac.stages._base import CHECKPOINT, StageContext, StageResult
+from esnac.stages.measure import load_student, measure
+from esnac.stages.prune import details, load, on_test, save
+from esnac.stages.retraining import Distillation, retrain, retraining
+from esnac.training import Hooks, TrainingSettings
+
+#: The schedule in the folder of the student that was trained by it.
+KEPT = "schedule.toml"
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """What is None is as in the run's full training; the file says how many epochs."""
+
+    method: Literal["file"] = "file"
+    path: str = ""
+    learning_rate: float | None = None
+    distillation: Distillation = "soft_targets"
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "path", "a TOML file: schedule(file, path=plan.toml)", "nothing")
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        schedules.load(Path(self.path))
+
+
+class ScheduleStage:
+    """Reads the file when it is made: what is changed in it later does not matter."""
+
+    def __init__(self, settings: ScheduleSettings) -> None:
+        self.settings = settings
+        path = Path(settings.path)
+        self.schedule = schedules.load(path)
+        self.text = path.read_text(encoding="utf-8")
+
+    @property
+    def name(self) -> str:
+        return f"schedule-{self.settings.method}"
+
+    def rehearse(self, student: nn.Module, training: TrainingSettings) -> list[tuple[str, ...]]:
+        """What fires when. Raises SettingsError for what does not fit."""
+        return schedules.firings(student, self.schedule)
+
+    def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
+        """`details`: test accuracies before and after, zeros of each weight, what fired when."""
+        start = time.perf_counter()
+        schedule = self.schedule
+        student = load(source, context)
+        table = {"before": on_test(student, context)}
+        fired = schedules.firings(student, schedule)
+        value = schedules.penalty(student, schedule)
+        acting = _Acting(student, schedule)
+        training = retraining(
+            context.training,
+            epochs=schedule.epochs,
+            learning_rate=self.settings.learning_rate,
+            distillation=self.settings.distillation,
+        )
+        if any(entry.method == "lsq" for entry in schedule.quantizers):
+            training = replace(training, no_decay_norm=True)  # a penalty on a step would shrink it
+        hooks = Hooks(
+            acting.before_epoch,
+            value,
+            schedule.rate,
+            settled=schedule.settled,
+            about=repr(schedule),
+        )
+        retrain(student, training, context, target / CHECKPOINT, "schedule", hooks=hooks)
+
+        def keep() -> StageResult:
+            save(target, student)
+            files.write_text(target / KEPT, self.text)
+            result = measure(self.name, target, context, start)
+            table["after"] = result.accuracy
+            about: dict[str, Any] = details(table, load_student(target))
+            head, *rows = fired
+            about["fired"] = [dict(zip(head, row, strict=True)) for row in rows]
+            return replace(result, details=about)
+
+        return context.group.from_first(keep)
+
+
+class _Acting:
+    """What changes the student from epoch to epoch."""
+
+    def __init__(self, student: StudentNetwork, schedule: Schedule) -> None:
+        self.student = student
+        self.gradual = Gradual(student, schedule.pruners) if schedule.pruners else None
+        self.quantized = [(entry, _attach(student, entry)) for entry in schedule.quantizers]
+
+    def before_epoch(self, epoch: int) -> None:
+        if self.gradual is not None:
+            self.gradual.before_epoch(epoch)
+        weights = weight_quantizers(self.student)
+        inputs = activation_quantizers(self.student)
+        for entry, plan in self.quantized:
+            for quantizer in (*map(weights.get, plan.weights), *map(inputs.get, plan.activations)):
+                assert quantizer is not None
+                quantizer.enabled = epoch >= entry.start
+            if epoch == entry.start:  # what was made of the weights of the beginning is stale
+                for name, settings in plan.weights.items():
+                    fresh = settings.build(masked_master(self.student, name))
+                    weights[name].load_state_dict(fresh.state_dict())
+
+
+def _attach(student: StudentNetwork, entry: QuantizerEntry) -> Plan:
+    """Puts the quantisers of an entry on the student, its end layers included."""
+    inputs = FLOAT if entry.activations is None else entry.activations
+    bits = Policy(entry.weights, inputs, overrides=(f"*={entry.weights}/{inputs}",))
+    whole = plan_of(student, entry.method, bits)
+    names = schedules.targets(student, entry)
+    if left := [name for name in names if name not in whole.weights]:
+        raise SettingsError(f"{left[0]} cannot be quantised. Leave it out with exclude.")
+    layers = {name.rpartition(".")[0] for name in names}
+    plan = Plan(
+        {name: whole.weights[name] for name in names},
+        {path: settings for path, settings in whole.activations.items() if path in layers},
+    )
+    attach(student, plan)
+    return plan

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from esnac.cli import main
+from esnac.graphs import student as students
+from esnac.graphs.network import StudentNetwork
+from esnac.graphs.trace import trace
+from esnac.pruning.schedule import load
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    )
+    students.save(tmp_path / "s", StudentNetwork(trace(module, (1, 8, 8))))
+    return tmp_path / "s"
+
+
+def test_the_table_the_csv_and_the_schedule(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(tmp_path / name) for name in ("a.csv", "plan.toml")]
+    words = ["--drop", "0.9", "--csv", files[0], "--schedule", files[1]]
+    assert main(["sensitivity", str(folder), "--dataset", "digits", *words]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == [
+        "weight", *(f"{n}%" for n in range(0, 100, 10)), "proposed",
+    ]  # fmt: skip
+    assert "validation accuracy when dense" in out
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
+    assert [pruner.sparsity for pruner in load(tmp_path / "plan.toml").pruners] == [0.9, 0.9]
+
+
+def test_an_unknown_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sensitivity", str(folder), "--dataset", "digits", "--layers", "conv"]
+    assert main(words) == 2
+    assert "Layer 'conv' matches nothing." in capsys.readouterr().err
+
+
+def test_a_dry_run_tells_what_fires_when_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = next(layer.name for layer in students.load(folder).graph.layers)
+    (tmp_path / "plan.toml").write_text(f'epochs = 4\n[[pruners]]\nlayers = ["{name}"]\nend = 3\n')
+    chain = (
+        f'schedule(file, path="{tmp_path / "plan.toml"}"), prune(magnitude, start=2, epochs=3), '
+        "train(epochs=2)"
+    )
+    words = ["--network", "resnet20", "--dataset", "digits", "--weights", str(folder)]
+    runs = ["--runs", str(tmp_path / "runs")]
+    assert main(["compress", *words, "--stages", chain, "--dry-run", *runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1-schedule-file"
+    assert lines[1].split() == ["epoch", "what", "value", "weights", "which"]
+    assert [line.split()[:4] for line in lines[2:5]] == [
+        ["0", "prune", "agp", "0.0500"], ["1", "prune", "agp", "0.7063"],
+        ["2", "prune", "agp", "0.8000"],
+    ]  # fmt: skip
+    assert lines[5] == "2-prune-magnitude"
+    assert lines[7].split()[:5] == ["2", "prune", "magnitude", "0.8000", "2"]
+    assert lines[8:] == ["3-train-finetune", "(nothing in it depends on the epoch)"]
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from esnac.errors import SettingsError
+from esnac.graphs import student as students
+from esnac.pruning.layers import prunable
+from esnac.pruning.magnitude import zeros_of
+from esnac.quantization import store
+from esnac.quantization.attach import weight_codes
+from esnac.stages._base import StageContext
+from esnac.stages.schedule import KEPT, ScheduleSettings, ScheduleStage, _Acting
+from esnac.training import EpochRecord
+from tests.stages.test_prune import context, source, weights
+
+__all__ = ["context", "source"]
+
+PRUNED = """
+epochs = 5
+
+[[pruners]]
+layers = ["second", "fc"]
+sparsity = 0.6
+end = 3
+
+[[regularizers]]
+strength = 0.001
+end = 2
+
+[[learning_rate]]
+factor = 0.5
+start = 3
+"""
+
+QUANTIZED = (
+    PRUNED
+    + """
+[[quantizers]]
+method = "lsq"
+weights = 4
+activations = 4
+exclude = ["conv"]
+start = 3
+"""
+)
+
+
+def stage(tmp_path: Path, text: str) -> ScheduleStage:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    return ScheduleStage(ScheduleSettings(path=str(path), distillation="none"))
+
+
+def test_a_schedule_runs_and_is_kept_with_the_student(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    rates: list[float] = []
+    watched = dataclasses.replace(context, on_epoch=lambda r: rates.append(r.learning_rate))
+    result = stage(tmp_path, PRUNED).run(source, tmp_path / "a", watched)
+    levels = {"conv.weight": 0.0, "second.weight": 0.6, "fc.weight": 0.6}
+    for name, weight in weights(tmp_path / "a").items():
+        assert (weight == 0).sum() == zeros_of(levels[name], weight.numel())
+    assert (tmp_path / "a" / KEPT).read_text() == PRUNED
+    assert len(rates) == 5
+    fired = [(row["epoch"], row["what"]) for row in result.details["fired"]]
+    assert fired[:2] == [("0", "prune agp"), ("0", "penalty scales")]
+    assert fired[-1] == ("4", "learning rate")
+    assert result.details["accuracy"][-1] == {"run": "after", "accuracy": result.accuracy}
+    assert result.accuracy > 0.6
+
+
+def test_quantisers_start_when_they_are_due(source: Path, tmp_path: Path) -> None:
+    network = students.load(source)
+    schedule = stage(tmp_path, QUANTIZED).schedule
+    acting = _Acting(network, schedule)
+    for epoch in range(5):
+        acting.before_epoch(epoch)
+        levels = prunable(network)["fc.weight"].unique().numel()
+        assert (levels <= 16) == (epoch >= 3)
+        network.train()(torch.randn(8, 1, 8, 8))
+    assert prunable(network)["conv.weight"].unique().numel() > 16
+    assert sorted(weight_codes(network)) == ["fc.weight", "second.weight"]
+    assert (prunable(network)["fc.weight"] == 0).float().mean() >= 0.59
+
+
+@pytest.mark.parametrize("done", [2, 4])
+def test_pruned_and_quantised_in_one_training_also_when_interrupted(
+    done: int, source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    whole = stage(tmp_path, QUANTIZED).run(source, tmp_path / "whole", context)
+    epochs: list[int] = []
+
+    def interrupt(record: EpochRecord) -> None:
+        epochs.append(record.epoch)
+        if len(epochs) == done:
+            raise KeyboardInterrupt
+
+    watched = dataclasses.replace(context, on_epoch=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, QUANTIZED).run(source, tmp_path / "broken", watched)
+    broken = stage(tmp_path, QUANTIZED).run(source, tmp_path / "broken", watched)
+    assert epochs == [0, 1, 2, 3, 4]
+    assert broken.accuracy == pytest.approx(whole.accuracy, abs=0.03)
+    ours, theirs = (prunable(store.load(tmp_path / name)) for name in ("whole", "broken"))
+    assert all(torch.allclose(w, theirs[name], atol=1e-3) for name, w in ours.items())
+    assert (ours["fc.weight"] == 0).float().mean() >= 0.6 - 1 / 1536
+
+
+def test_what_does_not_fit_is_an_error_before_any_training(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    with pytest.raises(SettingsError, match=r"'sekond' matches nothing\. Near: second"):
+        stage(tmp_path, PRUNED.replace("second", "sekond")).run(source, tmp_path / "a", context)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(SettingsError, match="Cannot read"):
+        ScheduleSettings(path=str(tmp_path / "none.toml"))
+    with pytest.raises(SettingsError, match="path must be a TOML file"):
+        ScheduleSettings()
