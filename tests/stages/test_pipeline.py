@@ -67,6 +67,12 @@ def test_links_are_numbered_named_and_built() -> None:
     assert Link(0, "train", chain[1].stage).folder(Path("finalists/1")) == Path("finalists/1")
 
 
+def test_slimming_is_a_way_to_prune() -> None:
+    (link,) = links([{"stage": "prune", "method": "slim", "sparsity": 0.7}])
+    assert link.name == "slim-scales"
+    assert resolve([{"stage": "prune", "method": "slim"}])[0]["stage"] == "slim"
+
+
 def test_a_resolved_chain_says_everything_and_resolves_to_itself() -> None:
     chain = resolve([add("minus", layers=["a"])])
     assert chain == ({"stage": "add", "method": "minus", "amount": 1, "layers": ["a"]},)
