@@ -41,9 +41,6 @@ class Step:
     target: Path
 
 
-#: Stages with methods that may also be called so: `prune(slim)` is `slim(scales)`.
-SAME = {("prune", "slim"): ("slim", "scales")}
-
 #: Takes what became of a step: a result or, in one line, why there is none.
 Report = Callable[[Step, "StageResult | str"], None]
 
@@ -70,9 +67,9 @@ def resolve(chain: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
 def _settings(number: int, table: Mapping[str, Any]) -> tuple[str, Any, Callable[[Any], Stage]]:
     """A stage's name, its settings, and what makes the stage of them."""
     given = dict(table)
-    name, method = given.pop("stage", None), given.get("method")
-    if (name, method) in SAME:
-        name, given["method"] = SAME[name, method]
+    name = given.pop("stage", None)
+    if name == "prune" and given.get("method") == "slim":  # the other way to prune
+        name, given["method"] = "slim", "scales"
     where = f"stages, number {number}"
     if not isinstance(name, str) or name not in STAGES:
         problem = f"{name!r} is no stage" if name is not None else 'stage = "..." is missing'
