@@ -9,7 +9,7 @@ from typing import Any
 from esnac.graphs import student as students
 from esnac.graphs.cost import cost
 from esnac.graphs.network import StudentNetwork
-from esnac.quantization import store
+from esnac.quantization import packed, store
 from esnac.stages._base import StageContext, StageResult
 from esnac.training import accuracy
 
@@ -17,9 +17,13 @@ from esnac.training import accuracy
 DEPLOYED = (store.PACKED, students.WEIGHTS)
 
 
-def load_student(folder: str | Path) -> StudentNetwork:
-    """The student in `folder` in eval mode on the CPU. Raises EsnacError."""
-    return store.load(folder)
+def load_student(path: str | Path) -> StudentNetwork:
+    """The student in a folder, or in a `student.packed`, in eval mode on the CPU.
+
+    Raises EsnacError when there is none or it is damaged.
+    """
+    path = Path(path)
+    return packed.read(path) if path.is_file() else store.load(path)
 
 
 def deployed_file(folder: Path) -> Path:
