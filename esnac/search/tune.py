@@ -336,8 +336,8 @@ def tune_search(
 def asha(epochs: int) -> Any:
     """Asynchronous successive halving (Li et al. 2020).
 
-    Of those that come to a fifth of the epochs only the best third goes on, and again at three
-    times as many.
+    Of those that come to a fifth of the epochs only the better half goes on, and again at two and
+    four fifths.
     """
     from ray.tune.schedulers import ASHAScheduler
 
@@ -347,5 +347,5 @@ def asha(epochs: int) -> Any:
         mode="max",
         max_t=epochs,
         grace_period=max(1, epochs // 5),
-        reduction_factor=3,
+        reduction_factor=2,
     )
