@@ -6,9 +6,11 @@ Needs the extra `ray`.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -20,30 +22,49 @@ from esnac.group import Group
 T = TypeVar("T")
 
 
+#: Seconds that a worker with an error waits for the others to have one, too.
+AGREEING = 5.0
+
+
+class Verdict:
+    """Beside the workers: the errors of theirs that no further try would mend, by rank."""
+
+    def __init__(self) -> None:
+        self._errors: dict[int, EsnacError] = {}
+
+    def put(self, rank: int, error: EsnacError) -> None:
+        self._errors[rank] = error
+
+    def count(self) -> int:
+        return len(self._errors)
+
+    def first(self) -> EsnacError | None:
+        return self._errors[min(self._errors)] if self._errors else None
+
+
 def together(
     work: Callable[[Group, torch.device], T], workers: int, cluster: Cluster, *, retries: int = 2
 ) -> T:
     """What `work` returns on rank 0 of `workers` workers of `cluster`, each with its device.
 
     They talk by nccl, or by gloo where they have no GPU for each of them. If a worker fails or is
-    lost, all start again, up to `retries` times. An EsnacError of any of them is final, ends the
-    others and is raised here.
+    lost, all start again, up to `retries` times. An EsnacError of any of them ends the others, is
+    final and raised here.
     """
-    for left in reversed(range(retries + 1)):
+    verdict: Any = ray.remote(num_cpus=0)(Verdict).remote()
+
+    def rank(_config: dict[str, Any]) -> T | EsnacError:
+        known: EsnacError | None = ray.get(verdict.first.remote())
+        if known is not None:
+            return known
+        group = Group.joined()
         try:
-            return _once(work, workers, cluster)
-        except WorkerGroupError as error:
-            if (own := _own_error(error)) is not None:
-                raise own from None
-            if not left:
-                raise TrainingError(_reason(error)) from None
-    raise AssertionError("unreachable")
-
-
-def _once(work: Callable[[Group, torch.device], T], workers: int, cluster: Cluster) -> T:
-    def rank(_config: dict[str, Any]) -> T:
-        device = get_device() if cluster.gpus else torch.device("cpu")
-        return work(Group.joined(), device)
+            return work(group, get_device() if cluster.gpus else torch.device("cpu"))
+        except EsnacError as error:
+            ray.get(verdict.put.remote(group.rank, error))
+            if _agreed(verdict, group):
+                return error
+            raise  # the others wait for this one: Ray ends and starts them, and they learn why
 
     with tempfile.TemporaryDirectory(prefix="esnac-train-") as storage:
         trainer = TorchTrainer(
@@ -55,25 +76,29 @@ def _once(work: Callable[[Group, torch.device], T], workers: int, cluster: Clust
                 use_gpu=cluster.gpus > 0,
                 resources_per_worker=cluster.resources,
             ),
-            # Ray would try again after any error.
             run_config=RunConfig(
                 name="group",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(max_failures=retries),
             ),
         )
-        found: T = trainer.fit().return_value  # type: ignore[attr-defined]
-        return found
+        try:
+            found: T | EsnacError = trainer.fit().return_value  # type: ignore[attr-defined]
+        except WorkerGroupError as error:
+            found = ray.get(verdict.first.remote()) or TrainingError(_reason(error))
+    if isinstance(found, EsnacError):
+        raise found
+    return found
 
 
-def _own_error(error: WorkerGroupError) -> EsnacError | None:
-    """What a worker raised for the user to read; the others may have failed for want of it."""
-    for _, fault in sorted(error.worker_failures.items()):
-        # Ray wraps what a worker raises to keep its traceback.
-        cause = getattr(fault, "_base_exc", fault)
-        if isinstance(cause, EsnacError):
-            return cause
-    return None
+def _agreed(verdict: Any, group: Group) -> bool:
+    """Whether all ranks have come to an error, as they do of one that they share."""
+    end = time.monotonic() + AGREEING
+    while ray.get(verdict.count.remote()) < group.size:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _reason(error: WorkerGroupError) -> str:
