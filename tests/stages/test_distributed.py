@@ -33,16 +33,10 @@ from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 from esnac.group import Group
 from esnac.runtime import derive_seed
-<<<<<<< HEAD
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.distributed import _own_error, _reason, together
+from esnac.stages.distributed import _reason, together
 from esnac.stages.full_training import FullTraining
 from esnac.stages.pipeline import Link, Step
-=======
-from esnac.stages._base import StageContext, StageResult
-from esnac.stages.distributed import _reason, together
-from esnac.stages.full_training import CHECKPOINT, FullTraining
->>>>>>> stream
 from esnac.stages.remote import Workshop, run_stages
 from esnac.training import EpochRecord, TrainingSettings, fit
 
