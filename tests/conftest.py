@@ -25,7 +25,7 @@ RAY = {"test_cluster", "test_distributed", "test_examples", "test_remote", "test
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For several processes (-n 2 --dist loadgroup): a file stays together, long ones come first."""
+    """In several processes (--dist loadgroup) a file stays together, and long ones come first."""
     if config.getoption("dist", "no") != "loadgroup":
         return
     slow = {item.path for item in items if item.get_closest_marker("slow")}
