@@ -1,4 +1,4 @@
-"""The command line as a whole: exit codes, messages, and how fast it answers."""
+"""The command line as a whole: exit codes, messages, and how little `--help` loads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -57,15 +56,10 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert outcome(*command, code=code) == (0, "[] True\n", "")
 
 
-def test_help_answers_at_once() -> None:
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        code, out, _err = outcome("--help")
-        seconds.append(time.perf_counter() - start)
-        assert code == 0
-        assert all(command in out for command in cli.COMMANDS)
-    assert min(seconds) < 0.3
+def test_help_names_all_commands() -> None:
+    code, out, _err = outcome("--help")
+    assert code == 0
+    assert all(command in out for command in cli.COMMANDS)
 
 
 @pytest.mark.parametrize(
