@@ -17,3 +17,8 @@ def test_figures_on_one_line_and_tables_below() -> None:
 
 def test_nothing_told() -> None:
     assert details_text({}) == ""
+
+
+def test_groups_are_named_in_front() -> None:
+    details = {"bytes": {"packed": 7, "tensors": [{"name": "a"}]}}
+    assert details_text(details).splitlines() == ["bytes.packed=7", "bytes.tensors", "name", "a"]
