@@ -35,6 +35,8 @@ DTYPES = {
     + (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 }
 _GRIDS: dict[str, Scaling] = {"linear": "linear", "symmetric": "absmax"}
+#: How a table of consecutive integers is kept: by the first of them.
+INTEGERS = "integers"
 
 
 def pack(tensors: Mapping[str, Stored], about: dict[str, Any]) -> bytes:
@@ -197,10 +199,20 @@ def _from_table(table: Tensor) -> tuple[str, bytes]:
         fits = len(table) > 1 and (scaling == "linear" or len(table) % 2)
         if fits and torch.equal(grid(len(table), scaling), table):
             return name, b""
+    first = table[:1].to(torch.int8)
+    if torch.equal(_integers(first, len(table)), table):
+        return INTEGERS, first.numpy().tobytes()
     return _from_numbers(table)
 
 
+def _integers(first: Tensor, levels: int) -> Tensor:
+    """`levels` consecutive integers from `first` (one int8) as float32."""
+    return first.float() + torch.arange(levels)
+
+
 def _to_table(data: bytes, levels: int, coding: str) -> Tensor:
+    if coding == INTEGERS and len(data) == 1:
+        return _integers(torch.frombuffer(bytearray(data), dtype=torch.int8), levels)
     if coding not in _GRIDS:
         return _to_numbers(data, levels, coding)
     if data:

@@ -110,6 +110,15 @@ def test_sizes_of_two_bits() -> None:
     assert parts["table"] == b""
 
 
+@pytest.mark.parametrize(("first", "levels"), [(-8, 16), (-128, 256), (0, 16), (-2, 4)])
+def test_a_table_of_integers_is_one_byte(first: int, levels: int) -> None:
+    table = torch.arange(first, first + levels, dtype=torch.float32)
+    codes = Codes(torch.arange(levels).to(torch.uint8), table, torch.ones(1, 1), None, "tensor")
+    assert same(again(codes), codes)
+    ((_, parts),) = entries(*container.unseal(pack({"w": codes}, {}), "x"))
+    assert len(parts["table"]) == 1
+
+
 def test_scales_that_float16_holds_take_half() -> None:
     w = normal(100_003)
     half = encode_uniform(w, levels=4, rows=256, scales="float16")
@@ -149,6 +158,7 @@ def test_codes_beyond_their_table() -> None:
         (("parts", "scale", "as"), "text"),
         (("parts", "scale", "as"), "float64"),
         (("parts", "table", "as"), "symmetric"),
+        (("parts", "table", "as"), "integers"),
         (("parts", "codes"), None),
         (("parts",), {}),
         (("name",), ...),
