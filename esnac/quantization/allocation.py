@@ -16,6 +16,7 @@ from esnac.quantization._base import WeightSettings
 from esnac.quantization.attach import Plan
 from esnac.quantization.lsq import LSQWeightSettings
 from esnac.quantization.points import CodebookSettings
+from esnac.quantization.uniform import MOST_LEVELS
 from esnac.runtime import evaluating
 
 Batch = TypeVar("Batch")
@@ -101,8 +102,8 @@ def allocate_points(norms: Mapping[str, float], points: int, least: int = 2) -> 
 def reallocate(plan: Plan, network: nn.Module, norms: Mapping[str, float], bits: float) -> Plan:
     """`plan` with the tensors of `bits` bits given more or fewer, by the `norms` of the gradient.
 
-    They take no more bits together than before (trained points: as many points). Raises EsnacError
-    unless there are two to share bits.
+    They take no more bits together than before (trained points: no more points, and at most 256
+    each). Raises EsnacError unless there are two to share bits.
     """
     weights = effective_weights(network)
     chosen = {name: s for name, s in plan.weights.items() if s.bits == bits and name in norms}
@@ -116,7 +117,8 @@ def reallocate(plan: Plan, network: nn.Module, norms: Mapping[str, float], bits:
     changed: dict[str, WeightSettings] = {}
     if points:
         levels = next(iter(points.values())).levels
-        found = allocate_points({name: norms[name] for name in points}, levels)
+        dealt = allocate_points({name: norms[name] for name in points}, levels)
+        found = {name: min(count, MOST_LEVELS) for name, count in dealt.items()}
         changed |= {name: replace(s, levels=found[name]) for name, s in points.items()}
     if others:
         felt = {name: norms[name] * float(weights[name].std(correction=0)) for name in others}

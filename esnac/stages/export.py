@@ -21,7 +21,7 @@ from esnac.graphs import student as students
 from esnac.graphs.cost import cost
 from esnac.graphs.network import StudentNetwork
 from esnac.quantization import store
-from esnac.quantization.attach import activation_quantizers, weight_codes
+from esnac.quantization.attach import activation_quantizers, is_quantized, weight_codes
 from esnac.runtime import torch_generator
 from esnac.settings import require
 from esnac.stages._base import StageContext, StageResult
@@ -111,9 +111,16 @@ class ExportStage:
             students.write_files(target, students.read_files(source))
         calibration = self._calibration(data, context)
         paths = {name: target / FILES[name] for name in formats}
+        refused = {}
         for name in formats:
-            _WRITERS[name](student, paths, calibration, data)
-        return self._result(student, paths, data, start)
+            try:
+                _WRITERS[name](student, paths, calibration, data)
+            except EsnacError as error:
+                if self.settings.method != "all" or name in _NEEDED:
+                    raise
+                refused[name] = str(error)
+                del paths[name]
+        return self._result(student, paths, data, refused, start)
 
     def _calibration(self, data: DataSet, context: StageContext) -> Images:
         generator = torch_generator(context.seed, "calibration", context.index)
@@ -121,7 +128,12 @@ class ExportStage:
         return data.train.subset(order[: self.settings.images])
 
     def _result(
-        self, student: StudentNetwork, paths: Mapping[str, Path], data: DataSet, start: float
+        self,
+        student: StudentNetwork,
+        paths: Mapping[str, Path],
+        data: DataSet,
+        refused: Mapping[str, str],
+        start: float,
     ) -> StageResult:
         threads, batches = self.settings.threads, self.settings.batches
         rows = runtime_table.table(student, paths, data, threads=threads, batches=batches)
@@ -144,6 +156,7 @@ class ExportStage:
                 "threads": threads,
                 "images": self.settings.images,
                 "files": [_by_name(row).to_plain() for row in rows],
+                **({"refused": dict(refused)} if refused else {}),
             },
         )
 
@@ -156,9 +169,9 @@ def _by_name(row: runtime_table.Row) -> runtime_table.Row:
 def _require_float(student: StudentNetwork, formats: tuple[str, ...]) -> None:
     """A second quantiser on top of trained ones would undo what was trained."""
     for name in ("onnx_int8", "mnn_int8"):
-        if name in formats and activation_quantizers(student):
+        if name in formats and is_quantized(student):
             raise EsnacError(
-                f"{name} quantises a float student, and this one has quantised activations. "
+                f"{name} quantises a float student, and this one is quantised already. "
                 "Export it with method onnx, onnx_int4 or onnx_int2, or an earlier student."
             )
 
@@ -212,6 +225,9 @@ def _mnn_int8(
     (pixels,) = images.batches([torch.arange(len(images))])
     mnn.quantize(paths["mnn"], paths["mnn_int8"], pixels.numpy(), data.mean, data.std)
 
+
+#: Of "all", what the other files are made of or the stage reports.
+_NEEDED = ("onnx", "onnx_int8")
 
 _WRITERS: dict[str, Writer] = {
     "onnx": _onnx,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from esnac.distillation.losses import make_loss
+from esnac.errors import EsnacError
 from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
-from esnac.quantization import store
 from esnac.quantization.attach import is_quantized
 from esnac.runtime import derive_seed, seeded
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.measure import load_student, measure
+from esnac.stages.measure import measure, save_student, trainable
 from esnac.training import TrainingSettings, fit
 
 
@@ -29,20 +29,18 @@ class FullTraining:
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         start = time.perf_counter()
-        student = load_student(source)
-        if not is_quantized(student):  # a quantised one has its masks; other zeros are codes
-            attach_masks(student, masks_of_zeros(student))
+        student = trainable(source, context.device)
         seed = derive_seed(context.seed, "full training", context.index)
         if self.from_scratch:
-            known = student.preparation
-            with seeded(seed, torch.device("cpu")):
-                student = StudentNetwork(student.graph)
-            student.preparation = known
+            student = _fresh(student, seed).to(context.device)
+        training = self.training
+        if is_quantized(student):  # a penalty on a learned step would shrink it
+            training = replace(training, no_decay_norm=True)
         fit(
-            student.to(context.device),
+            student,
             context.data,
-            self.training,
-            loss=make_loss(self.training),
+            training,
+            loss=make_loss(training),
             seed=seed,
             augmentation_seed=derive_seed(context.seed, "augmentation"),
             targets=context.targets,
@@ -56,5 +54,18 @@ class FullTraining:
     def _keep(
         self, student: StudentNetwork, target: Path, context: StageContext, start: float
     ) -> StageResult:
-        store.save(target, student)
+        save_student(target, student)
         return measure(self.name, target, context, start)
+
+
+def _fresh(student: StudentNetwork, seed: int) -> StudentNetwork:
+    """Other weights of the same architecture under the same masks."""
+    if is_quantized(student):
+        raise EsnacError(
+            "Training from scratch would drop the student's quantisers. Put it before quantize."
+        )
+    with seeded(seed, torch.device("cpu")):
+        fresh = StudentNetwork(student.graph)
+    fresh.preparation = student.preparation
+    attach_masks(fresh, {name: keep.cpu() for name, keep in masks_of_zeros(student).items()})
+    return fresh

@@ -6,10 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from esnac.graphs import student as students
 from esnac.graphs.cost import cost
+from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.quantization import packed, store
+from esnac.quantization.attach import is_quantized
 from esnac.stages._base import StageContext, StageResult
 from esnac.training import accuracy
 
@@ -24,6 +28,21 @@ def load_student(path: str | Path) -> StudentNetwork:
     """
     path = Path(path)
     return packed.read(path) if path.is_file() else store.load(path)
+
+
+def trainable(source: Path, device: torch.device) -> StudentNetwork:
+    """The student in a folder, to be trained on: its exact zeros are masks."""
+    student = store.load(source)
+    if not is_quantized(student):  # a quantised one has its masks; other zeros are codes
+        attach_masks(student, masks_of_zeros(student))
+    return student.to(device)
+
+
+def save_student(target: Path, student: StudentNetwork) -> None:
+    """Writes the student and, if it is quantised, the file of it that is deployed."""
+    store.save(target, student)
+    if is_quantized(student):
+        packed.write(target / store.PACKED, store.load(target))
 
 
 def deployed_file(folder: Path) -> Path:

@@ -19,16 +19,12 @@ from typing import Any, Literal
 from torch import nn
 
 from esnac.errors import EsnacError, SettingsError
-from esnac.graphs.masks import attach_masks, masks_of_zeros
-from esnac.graphs.network import StudentNetwork
 from esnac.pruning.gradual import Gradual, Pruner
 from esnac.pruning.layers import prunable
 from esnac.pruning.schedule import Schedule, firings
-from esnac.quantization import store
-from esnac.quantization.attach import is_quantized
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.measure import load_student, measure
+from esnac.stages.measure import load_student, measure, save_student, trainable
 from esnac.stages.retraining import Distillation, retrain, retraining
 from esnac.training import Hooks, TrainingSettings, accuracy
 
@@ -105,13 +101,13 @@ class PruneStage:
         start = time.perf_counter()
         training = self._training(context)
         pruners = self.settings.pruners(training.epochs)
-        table = {"dense": on_test(load(source, context), context)}
-        before = zeros(load(source, context))
-        student = load(source, context)
+        table = {"dense": on_test(trainable(source, context.device), context)}
+        before = zeros(trainable(source, context.device))
+        student = trainable(source, context.device)
         Gradual(student, pruners).apply()
         table["without training"] = on_test(student, context)
         if self.settings.train:
-            student = load(source, context)
+            student = trainable(source, context.device)
             for pruner in pruners:
                 pruner.window.check_fits(training.epochs, self.name)
             gradual = Gradual(student, pruners)
@@ -124,7 +120,7 @@ class PruneStage:
             )
 
         def keep() -> StageResult:
-            save(target, student)
+            save_student(target, student)
             result = measure(self.name, target, context, start)
             if self.settings.train:
                 table[self.settings.method] = result.accuracy
@@ -140,23 +136,6 @@ class PruneStage:
             learning_rate=s.learning_rate,
             distillation=s.distillation,
         )
-
-
-def load(source: Path, context: StageContext) -> StudentNetwork:
-    """The student, whose exact zeros are masks."""
-    student = load_student(source)
-    if not is_quantized(student):  # a quantised one has its masks; other zeros are codes
-        attach_masks(student, masks_of_zeros(student))
-    return student.to(context.device)
-
-
-def save(target: Path, student: StudentNetwork) -> None:
-    """The student and, if it is quantised, the file of it that is deployed."""
-    store.save(target, student)
-    if is_quantized(student):
-        from esnac.quantization import packed
-
-        packed.write(target / store.PACKED, store.load(target))
 
 
 def on_test(student: nn.Module, context: StageContext) -> float:

@@ -26,7 +26,6 @@ from esnac.data.batches import training_batches
 from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError
-from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.quantization import packed, store
 from esnac.quantization.allocation import gradient_norms, reallocate
@@ -41,7 +40,7 @@ from esnac.quantization.store import PACKED
 from esnac.runtime import derive_seed, torch_generator
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.measure import deployed_file, measure
+from esnac.stages.measure import deployed_file, measure, save_student, trainable
 from esnac.stages.retraining import Distillation, retraining
 from esnac.training import TrainingSettings, accuracy, fit, logits
 
@@ -131,8 +130,7 @@ class QuantizeStage:
         target: Path,
         start: float,
     ) -> StageResult:
-        store.save(target, student)
-        packed.write(target / PACKED, store.load(target))
+        save_student(target, student)
         work.check(target)
         result = measure(self.name, target, work.context, start)
         table[self.settings.method] = result.accuracy
@@ -159,16 +157,18 @@ class _Work:
 
     @property
     def learns_from_a_teacher(self) -> bool:
-        return self.settings.method != "post" and self.settings.distillation != "none"
+        method = self.settings.method
+        return method == "dq" or (method != "post" and self.settings.distillation != "none")
 
     def load(self) -> StudentNetwork:
-        student = store.load(self.source)
+        """The student, whose exact zeros are masks."""
+        student = trainable(self.source, self.context.device)
         if is_quantized(student):
             raise EsnacError(
                 f"The student in {self.source} is quantised already. Quantise the float student "
                 "it was made from."
             )
-        return student.to(self.context.device)
+        return student
 
     def accuracy(self, student: nn.Module) -> float:
         return accuracy(student, self.context.data.test, self.context.data)
@@ -195,7 +195,6 @@ class _Work:
         """The student under its quantisers, trained unless the method is not to train."""
         student, context = self.load(), self.context
         plan = self.plan(student, self.settings.method)
-        attach_masks(student, masks_of_zeros(student))
         attach(student, plan)
         if plan.activations:
             calibrate(student, self.inputs())
@@ -218,12 +217,17 @@ class _Work:
                 on_epoch=context.on_epoch if report else None,
                 group=context.group,
             )
-        verify_fired(student)
+        verify_fired(student, self.inputs()[0])
         return student
 
     def training(self) -> TrainingSettings:
         s = self.settings
-        training = retraining(self.context.training, epochs=s.epochs, learning_rate=s.learning_rate)
+        training = retraining(
+            self.context.training,
+            epochs=s.epochs,
+            learning_rate=s.learning_rate,
+            distillation=s.distillation,
+        )
         if s.method == "dq":
             return replace(
                 training,
@@ -233,14 +237,13 @@ class _Work:
                 schedule="cosine",
                 milestones=(),
                 distillation="soft_targets",
+                ask_teacher="always",
                 label_weight=0.0,
                 distillation_weight=1.0,
             )
         if s.method == "lsq":  # a penalty on a step would shrink it
             training = replace(training, no_decay_norm=True)
-        if s.distillation == "none":
-            return replace(training, distillation="none", ask_teacher="always", label_weight=1.0)
-        return replace(training, distillation=s.distillation)
+        return training
 
     def targets(self, training: TrainingSettings) -> TeacherTargets:
         """The teacher's or, for trained points, those of the student as it was."""
@@ -271,9 +274,11 @@ class _Work:
 
     def check(self, target: Path) -> None:
         """Raises EsnacError unless the packed file computes what the student's folder does."""
-        data, device = self.context.data, self.context.device
+        data = self.context.data.to(
+            "cpu"
+        )  # where codes are made: a GPU may round a scale otherwise
         students = store.load(target), packed.read(target / PACKED)
-        one, other = (logits(s.to(device), data.validation, data) for s in students)
+        one, other = (logits(s, data.validation, data) for s in students)
         if not torch.equal(one, other):
             raise EsnacError(f"{target / PACKED} does not compute what the student beside it does.")
 

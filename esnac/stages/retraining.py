@@ -28,11 +28,16 @@ def retraining(
 
     Milestones keep their share of the epochs (those that fall on the same epoch count once; without
     any left the rate is constant). A student is trained already, so no epochs on small windows.
+    Without distillation the labels count fully; with it, a weight of 0 becomes 1.
     """
     length = training.epochs if epochs is None else epochs
     moved = (round(epoch * length / training.epochs) for epoch in training.milestones)
     milestones = tuple(sorted({epoch for epoch in moved if 1 <= epoch < length}))
     step = training.schedule == "step"
+    if distillation == "none":  # then labels are all there is
+        training = replace(training, distillation="none", ask_teacher="always", label_weight=1.0)
+    elif distillation is not None and not training.distillation_weight:
+        training = replace(training, distillation_weight=1.0)
     return replace(
         training,
         epochs=length,

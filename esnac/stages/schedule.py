@@ -24,8 +24,8 @@ from esnac.quantization.methods import plan_of
 from esnac.quantization.policy import FLOAT, Policy
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.measure import load_student, measure
-from esnac.stages.prune import details, load, on_test, save
+from esnac.stages.measure import load_student, measure, save_student, trainable
+from esnac.stages.prune import details, on_test
 from esnac.stages.retraining import Distillation, retrain, retraining
 from esnac.training import Hooks, TrainingSettings
 
@@ -70,7 +70,7 @@ class ScheduleStage:
         """`details`: test accuracies before and after, zeros of each weight, what fired when."""
         start = time.perf_counter()
         schedule = self.schedule
-        student = load(source, context)
+        student = trainable(source, context.device)
         table = {"before": on_test(student, context)}
         fired = schedules.firings(student, schedule)
         value = schedules.penalty(student, schedule)
@@ -93,7 +93,7 @@ class ScheduleStage:
         retrain(student, training, context, target / CHECKPOINT, "schedule", hooks=hooks)
 
         def keep() -> StageResult:
-            save(target, student)
+            save_student(target, student)
             files.write_text(target / KEPT, self.text)
             result = measure(self.name, target, context, start)
             table["after"] = result.accuracy

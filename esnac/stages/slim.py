@@ -47,8 +47,8 @@ from esnac.quantization.attach import is_quantized
 from esnac.runtime import torch_generator
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
-from esnac.stages.measure import measure
-from esnac.stages.prune import load, on_test, save
+from esnac.stages.measure import measure, save_student, trainable
+from esnac.stages.prune import on_test
 from esnac.stages.retraining import Distillation, retrain, retraining
 from esnac.training import Hooks, TrainingSettings
 from esnac.training.schedules import learning_rate
@@ -110,7 +110,7 @@ class SlimStage:
         """`details`: test accuracies and parameters after each step (cut by this importance and,
         to compare, by the others), the strength used, channels of each layer before and after."""
         start = time.perf_counter()
-        student = load(source, context)
+        student = trainable(source, context.device)
         if is_quantized(student):
             raise EsnacError(
                 f"The student in {source} is quantised: its channels share scales. Slim the float "
@@ -132,7 +132,7 @@ class SlimStage:
         }
 
         def keep() -> StageResult:
-            save(target, student)
+            save_student(target, student)
             return measure(self.name, target, context, start, details)
 
         return context.group.from_first(keep)

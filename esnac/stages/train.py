@@ -14,7 +14,7 @@ from esnac.stages.retraining import Distillation, retraining
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What is not given is as in the run's full training."""
+    """What is None is as in the run's full training; the teacher helps unless it is told not to."""
 
     #: "finetune": from the student's weights; "scratch": from fresh ones.
     method: Literal["finetune", "scratch"] = "finetune"

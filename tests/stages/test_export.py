@@ -127,7 +127,7 @@ def test_a_quantised_student_keeps_its_integers(
     assert [held[f"{name}.weight_codes"] for name in (conv, fc)] == [kind, kind]
     assert result.bytes < rows(result)["onnx"]["bytes"]
     assert (tmp_path / "target" / store.QUANTIZATION).exists()
-    with pytest.raises(EsnacError, match="has quantised activations"):
+    with pytest.raises(EsnacError, match="is quantised already"):
         export(student, tmp_path, context, method="onnx_int8")
 
 

@@ -21,6 +21,7 @@ from esnac.runtime import derive_seed
 from esnac.settings import build
 from esnac.stages import STAGES
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
+from esnac.stages.full_training import FullTraining
 from esnac.stages.quantize import QuantizeSettings, QuantizeStage
 from esnac.training import EpochRecord, TrainingSettings, accuracy, fit
 
@@ -220,3 +221,41 @@ def test_an_override_of_no_layer(source: Path, tmp_path: Path, context: StageCon
     stage = QuantizeStage(QuantizeSettings("post", overrides=("convolution9=2",)))
     with pytest.raises(EsnacError, match="convolution9"):
         stage.run(source, tmp_path / "target", context)
+
+
+def test_rounding_a_pruned_student_keeps_its_zeros_in_all_rows(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    """The rows "rounded" are of the same network as the stage `post`."""
+    pruned = store.load(source)
+    with torch.no_grad():
+        for weight in pruned.parameters():
+            if weight.dim() > 1:
+                weight[weight.abs() < weight.abs().quantile(0.7)] = 0
+    store.save(tmp_path / "pruned", pruned)
+    settings = QuantizeSettings("post", weights=2, ends=None)
+    result = QuantizeStage(settings).run(tmp_path / "pruned", tmp_path / "target", context)
+    table = runs(result)
+    assert table["rounded, recalibrated"] == table["post"]
+
+
+def test_rounding_a_network_without_norms(tmp_path: Path, context: StageContext) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4 * 64, 3),
+    )  # fmt: skip
+    store.save(tmp_path / "source", StudentNetwork(trace(module, (1, 8, 8))))
+    stage = QuantizeStage(QuantizeSettings("post", weights=4))
+    assert stage.run(tmp_path / "source", tmp_path / "target", context).bytes > 0
+
+
+def test_training_on_keeps_the_packed_file(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    settings = QuantizeSettings("lsq", weights=4, epochs=1, without_teacher=False)
+    middle = QuantizeStage(settings).run(source, tmp_path / "middle", context)
+    training = dataclasses.replace(TRAINING, epochs=1)
+    result = FullTraining(training).run(middle.path, tmp_path / "target", context)
+    assert result.bytes == (tmp_path / "target" / store.PACKED).stat().st_size < 2 * middle.bytes
+    with pytest.raises(EsnacError, match="drop the student's quantisers"):
+        FullTraining(training, from_scratch=True).run(middle.path, tmp_path / "none", context)
