@@ -31,16 +31,22 @@ def removable(space: Space, by_scales: bool) -> np.ndarray:
 
     `by_scales`: when only the scales and shifts of batch norms become zero, as in slimming; else
     the weights that make the channels too. Groups stay that pass a group norm, which mixes its
-    channels, or a channel shuffle, behind which blocks of other channels would meet.
+    channels, or a channel shuffle, behind which blocks of other channels would meet, or
+    that a grouped convolution has beside others.
     """
     groups, graph = space.groups, space.graph
     found = ~space.frozen
     silent = _silent(graph, makers=not by_scales)
     for number, layer in enumerate(graph.layers):
         owners = groups.group_of_unit[groups.reads[number]]
+        made = groups.group_of_unit[groups.makes[number]]
         if layer.kind in ("group_norm", "channel_shuffle"):
             found[owners] = False
-        elif makes_channels(layer):
+        elif layer.kind == "conv" and layer.attributes["groups"] > 1 and not is_depthwise(layer):
+            for channels in (owners, made):  # of several groups, blocks would not stay aligned
+                if len(np.unique(channels)) > 1:
+                    found[channels] = False
+        if makes_channels(layer):
             found[owners[~_read(layer, silent, graph)]] = False
     return found
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from esnac.distillation.losses import make_loss
 from esnac.errors import EsnacError
 from esnac.graphs.masks import attach_masks, masks_of_zeros
 from esnac.graphs.network import StudentNetwork
@@ -16,7 +15,8 @@ from esnac.quantization.attach import is_quantized
 from esnac.runtime import derive_seed, seeded
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import measure, save_student, trainable
-from esnac.training import TrainingSettings, fit
+from esnac.stages.retraining import retrain
+from esnac.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,10 @@ class FullTraining:
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         start = time.perf_counter()
         student = trainable(source, context.device)
-        seed = derive_seed(context.seed, "full training", context.index)
         if self.from_scratch:
+            seed = derive_seed(context.seed, "full training", context.index)
             student = _fresh(student, seed).to(context.device)
-        training = self.training
-        if is_quantized(student):  # a penalty on a learned step would shrink it
-            training = replace(training, no_decay_norm=True)
-        fit(
-            student,
-            context.data,
-            training,
-            loss=make_loss(training),
-            seed=seed,
-            augmentation_seed=derive_seed(context.seed, "augmentation"),
-            targets=context.targets,
-            device=context.device,
-            checkpoint=target / CHECKPOINT,
-            on_epoch=context.on_epoch,
-            group=context.group,
-        )
+        retrain(student, self.training, context, target / CHECKPOINT, "full training")
         return context.group.from_first(lambda: self._keep(student, target, context, start))
 
     def _keep(

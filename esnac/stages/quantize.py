@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esnac.data.batches import training_batches
-from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError
 from esnac.graphs.network import StudentNetwork
@@ -37,12 +36,12 @@ from esnac.quantization.post_mortem import post_mortem
 from esnac.quantization.recalibration import recalibrate
 from esnac.quantization.size import size_report
 from esnac.quantization.store import PACKED
-from esnac.runtime import derive_seed, torch_generator
+from esnac.runtime import torch_generator
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import deployed_file, measure, save_student, trainable
-from esnac.stages.retraining import Distillation, retraining
-from esnac.training import TrainingSettings, accuracy, fit, logits
+from esnac.stages.retraining import Distillation, retrain, retraining
+from esnac.training import TrainingSettings, accuracy, logits
 
 Method = Literal["lsq", "dorefa", "pact", "qd", "dq", "post"]
 
@@ -204,19 +203,12 @@ class _Work:
             if self.settings.method == "dq":
                 freeze_but_points(student)
             training = self.training()
-            fit(
-                student,
-                context.data,
-                training,
-                loss=make_loss(training),
-                seed=derive_seed(context.seed, "quantize", context.index),
-                augmentation_seed=derive_seed(context.seed, "augmentation"),
+            context = replace(
+                context,
                 targets=self.targets(training),
-                device=context.device,
-                checkpoint=checkpoint,
                 on_epoch=context.on_epoch if report else None,
-                group=context.group,
             )
+            retrain(student, training, context, checkpoint, "quantize")
         verify_fired(student, self.inputs()[0])
         return student
 
@@ -241,8 +233,6 @@ class _Work:
                 label_weight=0.0,
                 distillation_weight=1.0,
             )
-        if s.method == "lsq":  # a penalty on a step would shrink it
-            training = replace(training, no_decay_norm=True)
         return training
 
     def targets(self, training: TrainingSettings) -> TeacherTargets:

@@ -14,6 +14,9 @@ from esnac.stages._base import StageContext
 from esnac.training import Hooks, TrainingResult, TrainingSettings, fit
 from esnac.training.hooks import NO_HOOKS
 
+#: The end of the names of learned steps (`quantization.lsq`).
+STEP = ".raw_step"
+
 Distillation = Literal["none", "logit_mse", "soft_targets"]
 
 
@@ -57,7 +60,12 @@ def retrain(
     *purpose: str | int,
     hooks: Hooks = NO_HOOKS,
 ) -> TrainingResult:
-    """Trains a student in place, with seeds of its `purpose`; goes on from `checkpoint`."""
+    """Trains a student in place, with seeds of its `purpose`; goes on from `checkpoint`.
+
+    Learned steps of quantisers are spared the weight decay, as a penalty would shrink them.
+    """
+    if any(name.endswith(STEP) for name, _ in student.named_parameters()):
+        training = replace(training, no_decay_norm=True)
     return fit(
         student,
         context.data,

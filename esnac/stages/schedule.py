@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from esnac import files
-from esnac.errors import SettingsError
+from esnac.errors import EsnacError, SettingsError
 from esnac.graphs.network import StudentNetwork
 from esnac.pruning import schedule as schedules
 from esnac.pruning.gradual import Gradual, masked_master
@@ -25,7 +25,7 @@ from esnac.quantization.policy import FLOAT, Policy
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure, save_student, trainable
-from esnac.stages.prune import details, on_test
+from esnac.stages.prune import details, on_test, zeros
 from esnac.stages.retraining import Distillation, retrain, retraining
 from esnac.training import Hooks, TrainingSettings
 
@@ -71,7 +71,7 @@ class ScheduleStage:
         start = time.perf_counter()
         schedule = self.schedule
         student = trainable(source, context.device)
-        table = {"before": on_test(student, context)}
+        table, zeros_before = {"before": on_test(student, context)}, zeros(student)
         fired = schedules.firings(student, schedule)
         value = schedules.penalty(student, schedule)
         acting = _Acting(student, schedule)
@@ -81,8 +81,6 @@ class ScheduleStage:
             learning_rate=self.settings.learning_rate,
             distillation=self.settings.distillation,
         )
-        if any(entry.method == "lsq" for entry in schedule.quantizers):
-            training = replace(training, no_decay_norm=True)  # a penalty on a step would shrink it
         hooks = Hooks(
             acting.before_epoch,
             value,
@@ -91,6 +89,11 @@ class ScheduleStage:
             about=repr(schedule),
         )
         retrain(student, training, context, target / CHECKPOINT, "schedule", hooks=hooks)
+        if schedule.pruners and zeros(student) == zeros_before:
+            raise EsnacError(
+                f"{self.settings.path} prunes nothing: the student in {source} is that sparse "
+                "already. Ask for more sparsity, or leave the pruners out."
+            )
 
         def keep() -> StageResult:
             save_student(target, student)

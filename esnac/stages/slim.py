@@ -208,7 +208,12 @@ class _Work:
         free = removable(space, by_scales=s.method == "scales")
         found = student
         for kind, scores in self._scores(student, space):
-            chosen = choose(space, scores, s.share, free, s.minimum)
+            try:
+                chosen = choose(space, scores, s.share, free, s.minimum)
+            except SettingsError:  # of one to compare with: there is nothing to tell
+                if kind == s.method:
+                    raise
+                continue
             small = remove(student, space, chosen).to(self.context.device)
             self.note(f"{place}cut by {kind}", small)
             if kind == s.method:

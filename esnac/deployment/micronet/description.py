@@ -29,16 +29,19 @@ class Description:
     for storage, operations round it up. `nonzeros`: how many values of a weight are not zero; a
     name that is missing has no zeros, or keeps them as values. `extra`: further bits that go with a
     tensor, such as scales, zero points and code tables. `default`: bits of whatever has no name
-    in `bits`.
+    in `bits`. `computed`: bits of a value in a multiplication where they are not those it is stored
+    with.
     """
 
     bits: Mapping[str, float] = field(default_factory=dict)
     nonzeros: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, float] = field(default_factory=dict)
     default: float = FULL
+    computed: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, bits in [*self.bits.items(), ("the default", self.default)]:
+        given = [*self.bits.items(), *self.computed.items(), ("the default", self.default)]
+        for name, bits in given:
             if not 0 < bits <= FULL:
                 raise EsnacError(f"{name} has {bits} bits; from 1 to {FULL} are meant.")
         for name, bits in self.extra.items():
@@ -50,7 +53,7 @@ class Description:
 
     def width(self, name: str) -> int:
         """Whole bits of one value when it is computed with."""
-        return math.ceil(self.bits_of(name))
+        return math.ceil(self.computed.get(name, self.bits_of(name)))
 
     def check(self, sizes: Mapping[str, int], others: Iterable[str]) -> None:
         """Raises an EsnacError for a name that is not counted, or more values than a tensor has.
@@ -58,7 +61,7 @@ class Description:
         `sizes`: values of the stored tensors; `others`: further names that may have bits.
         """
         known = {*sizes, *others}
-        for name in (*self.bits, *self.extra, *self.nonzeros):
+        for name in (*self.bits, *self.extra, *self.nonzeros, *self.computed):
             if name not in known:
                 raise UnknownNameError("tensor of the score", name, known)
         for name, count in self.nonzeros.items():
@@ -85,16 +88,21 @@ def describe(network: StudentNetwork) -> Description:
     of two and more dimensions are sparse in which one value in 32 or more is exactly 0: with fewer
     the mask would cost more than the zeros, which may have come by chance. Scales, offsets and
     uneven code tables count 32 bits per value, and so does the step of a quantised input; none is
-    thought of as folded.
+    thought of as folded. What is multiplied has as many bits as the codes only if these are even
+    steps of one scale per channel or tensor; values of a codebook or of buckets are multiplied with
+    32 bits.
     """
     bits: dict[str, float] = {}
     nonzeros: dict[str, int] = {}
     extra: dict[str, float] = {}
+    computed: dict[str, float] = {}
     for name, weight in effective_weights(network).items():
         codes = _codes(network, name)
         if codes is not None:
             bits[name] = max(math.ceil(math.log2(codes.levels)), 1)
             extra[name] = FULL * _values_beside(codes)
+            if isinstance(codes.rows, int) or not _even(codes.table):
+                computed[name] = FULL
             mask = mask_of(network, name)
             keep = codes.keep if mask is None else mask.keep
             if keep is not None and not keep.all():
@@ -108,7 +116,7 @@ def describe(network: StudentNetwork) -> Description:
         if quantizer is not None:
             bits[f"{layer.name}.input"] = float(quantizer.settings.bits)
             extra[f"{layer.name}.input"] = FULL
-    return Description(bits, nonzeros, extra)
+    return Description(bits, nonzeros, extra, computed=computed)
 
 
 def _codes(network: nn.Module, name: str) -> Any:
