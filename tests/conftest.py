@@ -19,20 +19,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-#: Files whose tests start a Ray, which are left to one process.
-RAY = {"test_cluster", "test_distributed", "test_examples", "test_remote", "test_tune"}
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In several processes (--dist loadgroup) a file stays together, and long ones come first."""
-    if config.getoption("dist", "no") != "loadgroup":
-        return
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    for item in items:
-        group = "ray" if item.path.stem in RAY else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (item.path.stem not in RAY, item.path not in slow))
+    """In several processes (-n 2) the long files come first, so that all end together."""
+    if config.getoption("numprocesses", None):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

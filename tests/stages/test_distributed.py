@@ -150,6 +150,7 @@ def test_a_lost_worker_costs_no_finished_epoch(outcome: Outcome) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_fails_is_told_in_one_line(outcome: Outcome) -> None:
+    """An error that all workers share: no group starts again."""
     reason = outcome.found[1]
     assert isinstance(reason, str)
     assert reason.startswith("The loss is not finite in epoch 0")
@@ -212,12 +213,3 @@ def test_workers_stream_by_processes_of_their_own_and_start_again_when_one_is_lo
     (images,) = data.train.batches([torch.arange(len(data.train))])
     assert found == images.sum().item()
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "xx"
-
-
-@pytest.mark.slow
-def test_an_error_that_all_workers_share_starts_no_group_again(two: Cluster) -> None:
-    def work(group: Group, device: torch.device) -> float:
-        raise TrainingError("The loss is not finite.")
-
-    with pytest.raises(TrainingError, match="^The loss is not finite.$"):
-        together(work, 2, two, retries=0)
