@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from esnac.cli import options
 
 if TYPE_CHECKING:
+    from esnac.data import DataSettings
     from esnac.pruning.sensitivity import Sensitivity
 
 
@@ -76,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
 def _analyse(args: argparse.Namespace) -> Sensitivity:
     from esnac import data as data_room
     from esnac import paths
-    from esnac.data import DataSettings
     from esnac.pruning.sensitivity import analyse
     from esnac.runtime import resolve_device
     from esnac.stages.measure import load_student
@@ -85,9 +85,21 @@ def _analyse(args: argparse.Namespace) -> Sensitivity:
     device = resolve_device(args.device)
     student = load_student(args.path).to(device)
     folder = paths.data_folder(args.data)
-    data = data_room.load(args.dataset, folder, DataSettings()).to(device)
+    data = data_room.load(args.dataset, folder, _data_settings(args.path)).to(device)
     return analyse(
         student,
         lambda network: accuracy(network, data.validation, data),
         layers=tuple(args.layers or ("*",)),
     )
+
+
+def _data_settings(student: Path) -> DataSettings:
+    """Those of the run that the student lies in, so that it sees the images of its training."""
+    from esnac.data import DataSettings
+    from esnac.runs import JOURNAL, Run
+    from esnac.settings import build
+
+    for folder in student.resolve().parents:
+        if (folder / JOURNAL).is_file():
+            return build(DataSettings, Run.open(folder).settings["data"], where=str(folder))
+    return DataSettings()

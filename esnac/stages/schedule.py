@@ -125,6 +125,8 @@ class _Acting:
             for quantizer in (*map(weights.get, plan.weights), *map(inputs.get, plan.activations)):
                 assert quantizer is not None
                 quantizer.enabled = epoch >= entry.start
+                # Several workers wait for the gradients of all that is trained.
+                quantizer.requires_grad_(quantizer.enabled)
             if epoch == entry.start:  # what was made of the weights of the beginning is stale
                 for name, settings in plan.weights.items():
                     fresh = settings.build(masked_master(self.student, name))

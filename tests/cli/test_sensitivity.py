@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from esnac.graphs import student as students
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 from esnac.pruning.schedule import load
+from esnac.runs import Run
 
 
 @pytest.fixture
@@ -36,6 +38,20 @@ def test_the_table_the_csv_and_the_schedule(
     assert "validation accuracy when dense" in out
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
     assert [pruner.sparsity for pruner in load(tmp_path / "plan.toml").pruners] == [0.9, 0.9]
+
+
+def test_the_images_are_those_of_the_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of so few images has 7 to validate on, and another accuracy than the whole set."""
+    settings = {"network": "x", "dataset": "digits", "data": {"limit": 70, "validation": 7}}
+    with Run.create(tmp_path / "runs", "x-digits-1", settings) as run:
+        run.append("run", network="x", dataset="digits", seed=1, engine="random", versions={})
+        inside = run.finalist_folder(0)
+    shutil.copytree(folder, inside, dirs_exist_ok=True)
+    assert main(["sensitivity", str(inside), "--dataset", "digits"]) == 0
+    dense = capsys.readouterr().out.rpartition("when dense: ")[2].split(" %")[0]
+    assert float(dense) in [round(100 * right / 7, 2) for right in range(8)]
 
 
 def test_an_unknown_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
