@@ -13,6 +13,7 @@ from torch import nn
 
 from esnac.errors import UnknownNameError
 from esnac.networks import custom
+from esnac.networks.convnet import convnet4_1, convnet4_2, convnet4_3, convnet8, convnet11
 from esnac.networks.densenet import densenet40, densenet100
 from esnac.networks.efficientnet import (
     efficientnet_b0,
@@ -46,6 +47,7 @@ __all__ = ["FAMILIES", "NETWORKS", "build", "family"]
 Factory = Callable[..., nn.Module]
 
 FAMILIES: dict[str, tuple[Factory, ...]] = {
+    "convnet": (convnet8, convnet11, convnet4_1, convnet4_2, convnet4_3),
     "densenet": (densenet40, densenet100),
     "efficientnet": (efficientnet_b0, efficientnet_b1, efficientnet_b0_224, efficientnet_b1_224),
     "mobilenet": (mobilenetv2,),

@@ -12,6 +12,7 @@ import math
 from torch import Tensor, nn
 
 from esnac.networks.initialisation import initialise
+from esnac.networks.layers import conv_norm
 
 # Table 1: expansion, channels, blocks, stride of the first block, kernel.
 STAGES = (
@@ -27,15 +28,6 @@ STEM, HEAD = 32, 1280
 
 #: Depth multiplier of B1 (its width stays 1.0).
 B1_DEPTH = 1.1
-
-
-def _conv_norm(
-    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-    )
-    return [conv, nn.BatchNorm2d(out_channels)]
 
 
 class SqueezeExcite(nn.Module):
@@ -68,10 +60,10 @@ class MBConv(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
         self.layers = nn.Sequential()
         if expansion > 1:
-            self.layers.extend([*_conv_norm(in_channels, mid), nn.SiLU()])
-        self.layers.extend([*_conv_norm(mid, mid, kernel, stride, groups=mid), nn.SiLU()])
+            self.layers.extend([*conv_norm(in_channels, mid), nn.SiLU()])
+        self.layers.extend([*conv_norm(mid, mid, kernel, stride, groups=mid), nn.SiLU()])
         self.layers.append(SqueezeExcite(mid, max(1, in_channels // 4)))
-        self.layers.extend(_conv_norm(mid, out_channels))
+        self.layers.extend(conv_norm(mid, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layers(x)
@@ -86,7 +78,7 @@ class EfficientNet(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, depth: float, small: bool) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv_norm(in_channels, STEM, 3, 1 if small else 2), nn.SiLU())
+        self.stem = nn.Sequential(*conv_norm(in_channels, STEM, 3, 1 if small else 2), nn.SiLU())
         self.blocks = nn.Sequential()
         channels = STEM
         for expansion, width, count, stride, kernel in STAGES:
@@ -95,7 +87,7 @@ class EfficientNet(nn.Module):
                 step = first if block == 0 else 1
                 self.blocks.append(MBConv(channels, width, expansion, step, kernel))
                 channels = width
-        self.head = nn.Sequential(*_conv_norm(channels, HEAD), nn.SiLU())
+        self.head = nn.Sequential(*conv_norm(channels, HEAD), nn.SiLU())
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(HEAD, num_classes)

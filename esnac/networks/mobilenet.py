@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from esnac.networks.initialisation import initialise
+from esnac.networks.layers import conv_norm
 
 # Table 2, columns t (expansion), c (channels), n (blocks), s (stride of the first block).
 STAGES = (
@@ -22,15 +23,6 @@ STAGES = (
 )
 
 
-def _conv_norm(
-    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-    )
-    return [conv, nn.BatchNorm2d(out_channels)]
-
-
 class InvertedResidual(nn.Module):
     """1x1 expansion, 3x3 depthwise, linear 1x1 projection; plus the input where the shape stays."""
 
@@ -40,9 +32,9 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
         self.layers = nn.Sequential()
         if expansion > 1:
-            self.layers.extend([*_conv_norm(in_channels, mid), nn.ReLU6()])
-        self.layers.extend([*_conv_norm(mid, mid, 3, stride, groups=mid), nn.ReLU6()])
-        self.layers.extend(_conv_norm(mid, out_channels))
+            self.layers.extend([*conv_norm(in_channels, mid), nn.ReLU6()])
+        self.layers.extend([*conv_norm(mid, mid, 3, stride, groups=mid), nn.ReLU6()])
+        self.layers.extend(conv_norm(mid, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layers(x)
@@ -54,7 +46,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv_norm(in_channels, 32, 3), nn.ReLU6())
+        self.stem = nn.Sequential(*conv_norm(in_channels, 32, 3), nn.ReLU6())
         self.blocks = nn.Sequential()
         channels = 32
         for expansion, width, count, stride in STAGES:
@@ -62,7 +54,7 @@ class MobileNetV2(nn.Module):
                 first = stride if block == 0 else 1
                 self.blocks.append(InvertedResidual(channels, width, expansion, first))
                 channels = width
-        self.head = nn.Sequential(*_conv_norm(channels, 1280), nn.ReLU6())
+        self.head = nn.Sequential(*conv_norm(channels, 1280), nn.ReLU6())
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(1280, num_classes)

@@ -48,8 +48,3 @@ def keep_n_of_m(weight: Tensor, n: int, m: int) -> Tensor:
     order = blocks.argsort(dim=-1, descending=True, stable=True)
     keep = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, order[..., :n], True)
     return keep.reshape(last.shape).movedim(-1, 1) & (weight.detach() != 0)
-
-
-def sparsity_of(weight: Tensor) -> float:
-    """The share of exact zeros."""
-    return (weight == 0).sum().item() / max(weight.numel(), 1)

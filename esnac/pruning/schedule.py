@@ -64,9 +64,10 @@ class Regularizer:
 
 @dataclass(frozen=True)
 class QuantizerEntry:
-    """From `start` on the layers compute with few bits; `layers` are all but those excluded.
+    """The layers compute with few bits in the epochs of the window, and from its last firing on.
 
-    `method`, `weights` and `activations` (bits; None: float) are those of the stage `quantize`.
+    Without `end` that is from `start` on. `method`, `weights` and `activations` (bits; None: float)
+    are those of the stage `quantize`.
     """
 
     method: Literal["lsq", "dorefa", "pact", "qd"] = "lsq"
@@ -75,12 +76,23 @@ class QuantizerEntry:
     layers: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     start: int = 0
+    #: First epoch after the window; None: it fires once.
+    end: int | None = None
+    frequency: int = 1
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations"):
             bits = getattr(self, name)
             unset = bits is None and name == "activations"
             require(unset or 1 <= bits <= 8, name, "1 to 8 bits", bits)
+
+    @property
+    def window(self) -> Window:
+        end = self.start + 1 if self.end is None else self.end
+        return Window(self.start, end, self.frequency)
+
+    def acts(self, epoch: int) -> bool:
+        return epoch in self.window.firings or epoch >= self.window.last
 
 
 @dataclass(frozen=True)
@@ -119,10 +131,8 @@ class Schedule:
 
     def window(self, entry: Pruner | QuantizerEntry | Regularizer | RateEntry) -> Window:
         """The epochs at which an entry fires."""
-        if isinstance(entry, Pruner):
+        if isinstance(entry, Pruner | QuantizerEntry):
             return entry.window
-        if isinstance(entry, QuantizerEntry):
-            return Window(entry.start, entry.start + 1)
         end = self.epochs if entry.end is None else entry.end
         return Window(entry.start, end, entry.frequency)
 
@@ -136,8 +146,7 @@ class Schedule:
     @property
     def settled(self) -> int:
         """From this epoch on all pruners and quantisers act in full."""
-        pruned = [pruner.window.last for pruner in self.pruners]
-        return max([*pruned, *(entry.start for entry in self.quantizers)], default=0)
+        return max((entry.window.last for entry in (*self.pruners, *self.quantizers)), default=0)
 
 
 def load(path: Path) -> Schedule:
@@ -197,7 +206,7 @@ def firings(network: nn.Module, schedule: Schedule) -> list[tuple[str, ...]]:
                 value = f"{entry.level(epoch):.4f}"
                 rows.append(_row(epoch, f"prune {entry.method}", value, targets(network, entry)))
         for quantizer in schedule.quantizers:
-            if epoch == quantizer.start:
+            if epoch in quantizer.window.firings:
                 inputs = "" if quantizer.activations is None else f"/{quantizer.activations}"
                 bits = f"{quantizer.weights}{inputs} bit"
                 names = targets(network, quantizer)

@@ -9,8 +9,7 @@ inside), attention (query, key and value share a quantiser).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -140,24 +139,6 @@ def weight_codes(network: nn.Module) -> dict[str, Codes]:
         codes = quantizers[name].codes(master.detach())
         found[name] = codes if mask is None else replace(codes, keep=mask.keep)
     return found
-
-
-@contextmanager
-def disabled(
-    network: nn.Module, *, weights: bool = True, activations: bool = True
-) -> Iterator[None]:
-    """The quantisers are identities inside."""
-    chosen: list[WeightQuantizer | ActivationQuantizer] = []
-    chosen += weight_quantizers(network).values() if weights else []
-    chosen += activation_quantizers(network).values() if activations else []
-    before = [quantizer.enabled for quantizer in chosen]
-    for quantizer in chosen:
-        quantizer.enabled = False
-    try:
-        yield
-    finally:
-        for quantizer, enabled in zip(chosen, before, strict=True):
-            quantizer.enabled = enabled
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from esnac.pruning.schedule import Schedule, firings
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure, save_student, trainable
-from esnac.stages.retraining import Distillation, retrain, retraining
+from esnac.stages.retraining import Distillation, require_training, retrain, retraining
 from esnac.training import Hooks, TrainingSettings, accuracy
 
 #: Share of the epochs in which the sparsity rises; the others make good (8 of 12 on digits).
@@ -57,9 +57,7 @@ class PruneSettings:
     distillation: Distillation = "soft_targets"
 
     def __post_init__(self) -> None:
-        require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        rate = self.learning_rate
-        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        require_training(self.epochs, self.learning_rate)
         if self.overrides and self.method == "nm":
             raise SettingsError("overrides are sparsities: method 'nm' has none.")
         self.pruners(self.epochs or 10**6)
@@ -101,8 +99,8 @@ class PruneStage:
         start = time.perf_counter()
         training = self._training(context)
         pruners = self.settings.pruners(training.epochs)
-        table = {"dense": on_test(trainable(source, context.device), context)}
-        before = zeros(trainable(source, context.device))
+        dense = trainable(source, context.device)
+        table, before = {"dense": on_test(dense, context)}, zeros(dense)
         student = trainable(source, context.device)
         Gradual(student, pruners).apply()
         table["without training"] = on_test(student, context)

@@ -40,7 +40,7 @@ from esnac.runtime import torch_generator
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import deployed_file, measure, save_student, trainable
-from esnac.stages.retraining import Distillation, retrain, retraining
+from esnac.stages.retraining import Distillation, require_training, retrain, retraining
 from esnac.training import TrainingSettings, accuracy, logits
 
 Method = Literal["lsq", "dorefa", "pact", "qd", "dq", "post"]
@@ -83,9 +83,7 @@ class QuantizeSettings:
             unset = bits is None and name != "weights"
             require(unset or 1 <= bits <= 8, name, "1 to 8 bits", bits)
         require(self.bucket >= 1, "bucket", "at least 1", self.bucket)
-        require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        rate = self.learning_rate
-        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        require_training(self.epochs, self.learning_rate)
         self.policy()
 
     def policy(self) -> Policy:

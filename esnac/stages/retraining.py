@@ -10,6 +10,7 @@ from torch import nn
 
 from esnac.distillation.losses import make_loss
 from esnac.runtime import derive_seed
+from esnac.settings import require
 from esnac.stages._base import StageContext
 from esnac.training import Hooks, TrainingResult, TrainingSettings, fit
 from esnac.training.hooks import NO_HOOKS
@@ -18,6 +19,13 @@ from esnac.training.hooks import NO_HOOKS
 STEP = ".raw_step"
 
 Distillation = Literal["none", "logit_mse", "soft_targets"]
+
+
+def require_training(epochs: int | None, learning_rate: float | None) -> None:
+    """Raises SettingsError for what no training can have; None is what the run has."""
+    require(epochs is None or epochs >= 1, "epochs", "at least 1", epochs)
+    rate = learning_rate
+    require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
 
 
 def retraining(

@@ -26,7 +26,7 @@ from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure, save_student, trainable
 from esnac.stages.prune import details, on_test, zeros
-from esnac.stages.retraining import Distillation, retrain, retraining
+from esnac.stages.retraining import Distillation, require_training, retrain, retraining
 from esnac.training import Hooks, TrainingSettings
 
 #: The schedule in the folder of the student that was trained by it.
@@ -44,8 +44,7 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.path), "path", "a TOML file: schedule(file, path=plan.toml)", "nothing")
-        rate = self.learning_rate
-        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        require_training(None, self.learning_rate)
         schedules.load(Path(self.path))
 
 
@@ -124,7 +123,7 @@ class _Acting:
         for entry, plan in self.quantized:
             for quantizer in (*map(weights.get, plan.weights), *map(inputs.get, plan.activations)):
                 assert quantizer is not None
-                quantizer.enabled = epoch >= entry.start
+                quantizer.enabled = entry.acts(epoch)
                 # Several workers wait for the gradients of all that is trained.
                 quantizer.requires_grad_(quantizer.enabled)
             if epoch == entry.start:  # what was made of the weights of the beginning is stale

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esnac.settings import require
 from esnac.stages._base import StageContext, StageResult
 from esnac.stages.full_training import FullTraining
-from esnac.stages.retraining import Distillation, retraining
+from esnac.stages.retraining import Distillation, require_training, retraining
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,7 @@ class TrainSettings:
     distillation: Distillation = "soft_targets"
 
     def __post_init__(self) -> None:
-        require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        rate = self.learning_rate
-        require(rate is None or rate > 0, "learning_rate", "greater than 0", rate)
+        require_training(self.epochs, self.learning_rate)
 
 
 @dataclass(frozen=True)

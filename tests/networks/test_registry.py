@@ -46,6 +46,12 @@ PARAMETERS = [
     # With 9,360 channel selections the 1.07 M of network slimming; 0.77 M of DenseNet-BC-100-12
     ("densenet40", 10, 1_068_658 - 9_360),
     ("densenet100", 10, 769_162),
+    # Polino et al. 2018: teacher, deeper student, students 1 to 3 of CIFAR-10
+    ("convnet8", 10, 5_346_142),
+    ("convnet11", 10, 5_825_396),
+    ("convnet4_1", 10, 1_000_235),
+    ("convnet4_2", 10, 318_415),
+    ("convnet4_3", 10, 111_935),
 ]
 
 # Multiplications of convolutions and linear layers at 3 x 32 x 32: they pin the strides.
@@ -159,6 +165,7 @@ def test_families() -> None:
         "efficientnet_b0": "efficientnet",
         "preact_resnet38": "preact_resnet",
         "densenet100": "densenet",
+        "convnet8": "convnet",
         "package.module:network": "custom",
     }
     assert {name: networks.family(name) for name in expected} == expected

@@ -93,3 +93,8 @@ def teacher(digits: Digits) -> nn.Module:
     network = plain((32, 64, 64, 128), seed=1)
     digits.fit(network, 10, 0.05)
     return network.requires_grad_(False)
+
+
+def sparsity_of(weight: Tensor) -> float:
+    """The share of exact zeros."""
+    return (weight == 0).double().mean().item()

@@ -11,8 +11,8 @@ from esnac.errors import SettingsError
 from esnac.graphs.masks import effective_weights, masks_of_zeros
 from esnac.pruning.gradual import Gradual, Pruner, assign, masked_master
 from esnac.pruning.layers import prunable
-from esnac.pruning.magnitude import sparsity_of, zeros_of
-from tests.pruning.conftest import Digits, plain
+from esnac.pruning.magnitude import zeros_of
+from tests.pruning.conftest import Digits, plain, sparsity_of
 
 #: Of the small target: stem, linear layer, the other convolutions.
 PRUNERS = (

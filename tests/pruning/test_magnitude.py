@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esnac.errors import SettingsError
-from esnac.pruning.magnitude import keep_largest, keep_n_of_m, sparsity_of, zeros_of
+from esnac.pruning.magnitude import keep_largest, keep_n_of_m, zeros_of
+from tests.pruning.conftest import sparsity_of
 
 
 def test_the_smallest_go() -> None:

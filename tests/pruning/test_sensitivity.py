@@ -11,10 +11,9 @@ from esnac.errors import EsnacError, SettingsError
 from esnac.graphs.masks import effective_weights
 from esnac.pruning.gradual import Gradual, Pruner
 from esnac.pruning.layers import prunable
-from esnac.pruning.magnitude import sparsity_of
 from esnac.pruning.schedule import load
 from esnac.pruning.sensitivity import LEVELS, Sensitivity, analyse, plot
-from tests.pruning.conftest import Digits, plain
+from tests.pruning.conftest import Digits, plain, sparsity_of
 
 RESULT = Sensitivity(
     0.98,

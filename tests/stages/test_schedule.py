@@ -10,6 +10,7 @@ from esnac.errors import SettingsError
 from esnac.graphs import student as students
 from esnac.pruning.layers import prunable
 from esnac.pruning.magnitude import zeros_of
+from esnac.pruning.schedule import firings
 from esnac.quantization import store
 from esnac.quantization.attach import weight_codes
 from esnac.stages._base import StageContext
@@ -85,6 +86,23 @@ def test_quantisers_start_when_they_are_due(source: Path, tmp_path: Path) -> Non
     assert prunable(network)["conv.weight"].unique().numel() > 16
     assert sorted(weight_codes(network)) == ["fc.weight", "second.weight"]
     assert (prunable(network)["fc.weight"] == 0).float().mean() >= 0.59
+
+
+def test_quantisers_act_where_their_window_fires_and_from_its_end_on(
+    source: Path, tmp_path: Path
+) -> None:
+    network = students.load(source)
+    text = QUANTIZED.replace("start = 3\n", "start = 1\nend = 4\nfrequency = 2\n")
+    schedule = stage(tmp_path, text).schedule
+    acting, few = _Acting(network, schedule), []
+    for epoch in range(5):
+        acting.before_epoch(epoch)
+        few.append(prunable(network)["fc.weight"].unique().numel() <= 16)
+        network.train()(torch.randn(8, 1, 8, 8))
+    assert few == [False, True, False, True, True]
+    assert schedule.settled == 3
+    rows = firings(network, schedule)
+    assert [row[0] for row in rows if row[1] == "quantize lsq"] == ["1", "3"]
 
 
 @pytest.mark.parametrize("done", [2, 4])
