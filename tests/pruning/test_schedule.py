@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from esnac import networks
 from esnac.errors import SettingsError
 from esnac.pruning.schedule import Schedule, check, firings, load, penalty
 from tests.pruning.conftest import plain
@@ -129,3 +130,13 @@ def test_schedules_that_do_not_fit_the_network(text: str, message: str, tmp_path
     schedule = read(tmp_path, f"epochs = 4\n{text}")
     with pytest.raises(SettingsError, match=message):
         check(plain(), schedule)
+
+
+def test_the_schedule_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "stages.md").read_text()
+    (example,) = (part for part in text.split("```toml\n")[1:] if part.startswith("epochs"))
+    (tmp_path / "plan.toml").write_text(example.split("```")[0])
+    with torch.device("meta"):
+        network = networks.build("resnet20", 10)
+    rows = firings(network, load(tmp_path / "plan.toml"))
+    assert ("8", "quantize lsq", "4/4 bit") in [row[:3] for row in rows]
