@@ -1,8 +1,9 @@
-"""Size and speed of ResNet-20 in the runtimes that it can be exported to.
+"""Size and speed of a network, ResNet-20 by default, in the runtimes that it can be exported to.
 
 Random weights, norms as after a training, random images of 3 x 32 x 32 (calibration: 128 of them).
 Times are the shortest of many passes; torch and onnxruntime take turns, MNN (left out where its
-extra is missing or its quantiser fails) runs in a process of its own.
+extra is missing or its quantiser fails) runs in a process of its own. With --slim the channels of
+least norm scale are cut first, as the stage slim(scales) does.
 
 Prints one JSON object on its last line; the machine goes to standard error.
 
@@ -12,6 +13,7 @@ Prints one JSON object on its last line; the machine goes to standard error.
     <runtime>.agreement     fraction of 64 images with torch's prediction
     int8_speedup            onnx / onnx_int8, by size of the batch
     int8_size               onnx_int8 / onnx
+    gathers                 gathers in the ONNX files
     threads, quick
 """
 
@@ -42,16 +44,20 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from esnac.deployment import onnx_session
     from esnac.deployment.runtime_table import table
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    network, data = resnet20(), random_images()
+    network, data = normalised(args.network), random_images()
+    if args.slim:
+        network = slimmed(network, args.slim)
     print_machine(args.threads, "torch", "onnxruntime")
     batches = BATCHES[:1] if args.quick else BATCHES
     with tempfile.TemporaryDirectory(prefix="esnac-benchmark-") as folder:
         paths = export(network, data, Path(folder))
         rows = table(network, paths, data, threads=args.threads, batches=batches)
+        operators = [onnx_session.operators(paths[name]) for name in ("onnx", "onnx_int8")]
     figures: dict[str, Any] = {
         row.runtime: {
             "bytes": row.bytes,
@@ -64,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     exact, coarse = figures["onnx"], figures["onnx_int8"]
     figures["int8_speedup"] = {b: round(exact["ms"][b] / coarse["ms"][b], 2) for b in exact["ms"]}
     figures["int8_size"] = round(coarse["bytes"] / exact["bytes"], 3)
+    kinds = ("Gather", "GatherElements", "GatherND")
+    figures["gathers"] = sum(found[kind] for found in operators for kind in kinds)
     figures |= {"threads": args.threads, "quick": args.quick}
     print(json.dumps(figures))
     return 0
@@ -75,10 +83,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="batches of one only")
     parser.add_argument("--threads", type=int, default=1, help="of each runtime (default 1)")
+    parser.add_argument("--network", default="resnet20", help="a registered name")
+    parser.add_argument("--slim", type=float, default=0.0, help="share of channels to cut first")
     return parser.parse_args(argv)
 
 
-def resnet20() -> StudentNetwork:
+def normalised(name: str) -> StudentNetwork:
+    """The network with norms as after a training."""
     import torch
     from torch import nn
 
@@ -86,7 +97,7 @@ def resnet20() -> StudentNetwork:
     from esnac.graphs.trace import trace
     from esnac.networks import build
 
-    network = StudentNetwork(trace(build("resnet20", 10), (3, 32, 32))).eval()
+    network = StudentNetwork(trace(build(name, 10), (3, 32, 32))).eval()
     with torch.no_grad():
         for norm in network.modules():
             if isinstance(norm, nn.BatchNorm2d):
@@ -97,6 +108,17 @@ def resnet20() -> StudentNetwork:
                 for spread in (norm.running_var, norm.weight):
                     spread.uniform_(0.5, 1.5)
     return network
+
+
+def slimmed(network: StudentNetwork, share: float) -> StudentNetwork:
+    from esnac.graphs.space import Space
+    from esnac.pruning import importance
+    from esnac.pruning.removal import removable, remove
+    from esnac.pruning.slimming import choose
+
+    space = Space(network.graph, tie="dependency")
+    scores = importance.by_scales(network, space.groups)
+    return remove(network, space, choose(space, scores, share, removable(space, by_scales=True)))
 
 
 def random_images() -> DataSet:
