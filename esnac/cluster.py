@@ -19,14 +19,12 @@ PATIENCE = 10.0
 #: What an --address looks like.
 _EXPECTED = "--address is auto or HOST:PORT"
 
-# Ray Tune's own files, logs, interrupt handler and reports of use stay off. Workers that wait for
-# one that is lost are ended after 5 seconds, not 30.
+# Ray Tune's own files, logs, interrupt handler and reports of use stay off.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_THRESHOLD_S": "60",

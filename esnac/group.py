@@ -72,6 +72,16 @@ class Group:
             raise box[0]
         return box[0]  # type: ignore[return-value]
 
+    def leave(self) -> bool:
+        """Ends this rank's part, so that the ranks that wait for it fail with a RuntimeError.
+
+        False, and nothing is done, where they would not notice: other backends than gloo.
+        """
+        if distributed.get_backend() != "gloo":
+            return False
+        distributed.destroy_process_group()
+        return True
+
 
 #: One process that trains by itself.
 ALONE = Group()

@@ -146,7 +146,8 @@ class Schedule:
     @property
     def settled(self) -> int:
         """From this epoch on all pruners and quantisers act in full."""
-        return max((entry.window.last for entry in (*self.pruners, *self.quantizers)), default=0)
+        entries: list[Pruner | QuantizerEntry] = [*self.pruners, *self.quantizers]
+        return max((entry.window.last for entry in entries), default=0)
 
 
 def load(path: Path) -> Schedule:

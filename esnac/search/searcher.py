@@ -238,8 +238,10 @@ class Searcher:
     def _accuracies(self, trials: Sequence[Trial], step: int) -> np.ndarray:
         """As measured; of trainings that were stopped early as they would have gone on.
 
-        By the mean factor that whole trainings, as far as `step` knows them, gained from that epoch
-        to their end.
+        From the mean log accuracies of whole trainings, as far as `step` knows them, at that epoch
+        and at their end. Of its distance to the first a student keeps the share of the epochs that
+        it was trained: on digits, from 4, 8 and 16 of 20 epochs on, measured slopes are 0.12, 0.40
+        and 0.89.
         """
         outcomes = [self.outcomes[trial.number] for trial in trials]
         found = np.array([outcome.accuracy for outcome in outcomes], dtype=np.float64)
@@ -250,11 +252,16 @@ class Searcher:
         whole = [o for o in known if o.stopped_after is None and o.accuracy and o.curve]
         for epochs in ends:
             pairs = [(o.accuracy, o.curve[epochs - 1]) for o in whole if len(o.curve) >= epochs]
-            gains = [math.log(end / then) for end, then in pairs if end and then]
-            rows = [row for row, o in enumerate(outcomes) if o.stopped_after == epochs]
-            if gains:
-                found[rows] *= math.exp(sum(gains) / len(gains))
-        return np.minimum(found, 1.0)
+            logs = [(math.log(end), math.log(then)) for end, then in pairs if end and then]
+            if not logs:
+                continue
+            end, then = np.mean(logs, axis=0)
+            share = epochs / max(len(o.curve) for o in whole)
+            for row, outcome in enumerate(outcomes):
+                if outcome.stopped_after == epochs and outcome.accuracy:
+                    guess = math.exp(end + share * (math.log(outcome.accuracy) - then))
+                    found[row] = min(max(guess, outcome.accuracy), 1.0)
+        return found
 
     def _add(self, trial: Trial, key: bytes) -> None:
         self.trials.append(trial)

@@ -62,9 +62,14 @@ def together(
             return work(group, get_device() if cluster.gpus else torch.device("cpu"))
         except EsnacError as error:
             ray.get(verdict.put.remote(group.rank, error))
-            if _agreed(verdict, group):
+            if _agreed(verdict, group) or group.leave():
                 return error
             raise  # the others wait for this one: Ray ends and starts them, and they learn why
+        except RuntimeError:  # as of a rank that left
+            known = ray.get(verdict.first.remote())
+            if known is None:
+                raise
+            return known
 
     with tempfile.TemporaryDirectory(prefix="esnac-train-") as storage:
         trainer = TorchTrainer(
