@@ -3,7 +3,8 @@
     lsq, dorefa, pact   trained with quantisers of weights and activations of that kind
     qd                  quantised distillation: weights on a grid between the extremes of buckets
     dq                  weights frozen, the points they are rounded to trained by the float student
-    post                qd's grid without training; statistics of batch norms gathered anew
+    post                qd's grid without training; statistics of batch norms gathered anew where
+                        that helps on the validation images
 
 Beside the student it leaves `student.packed`, the file to be deployed, which gives the same logits
 to the bit.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -170,6 +172,9 @@ class _Work:
     def accuracy(self, student: nn.Module) -> float:
         return accuracy(student, self.context.data.test, self.context.data)
 
+    def validation(self, student: nn.Module) -> float:
+        return accuracy(student, self.context.data.validation, self.context.data)
+
     def plan(self, student: StudentNetwork, method: Method) -> Plan:
         kind = "qd" if method == "post" else method
         plan = plan_of(student, kind, self.settings.policy(), self.settings.bucket)
@@ -196,8 +201,14 @@ class _Work:
         if plan.activations:
             calibrate(student, self.inputs())
         # The statistics of the float weights no longer fit; dorefa even changes the scale.
+        plain = deepcopy(student.state_dict())
         recalibrate(student, self.inputs())
-        if self.settings.method != "post":
+        if self.settings.method == "post":
+            anew, statistics = self.validation(student), deepcopy(student.state_dict())
+            student.load_state_dict(plain)
+            if self.validation(student) <= anew:
+                student.load_state_dict(statistics)
+        else:
             if self.settings.method == "dq":
                 freeze_but_points(student)
             training = self.training()
