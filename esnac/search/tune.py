@@ -237,6 +237,7 @@ class StudentTrial(tune.Trainable):
         self._mailbox = mailbox
         self._stepwise = stepwise
         self._evaluator = bundle.evaluator(torch.device(device), self._student)
+        self._epochs = self._evaluator.training.epochs
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -246,11 +247,16 @@ class StudentTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The whole evaluation, or one epoch of it where it may be stopped early."""
+        """The whole evaluation, or one epoch of it where it may be stopped early.
+
+        `value` is what students of one epoch are compared by. Small ones learn more slowly: of a
+        ratio of accuracies about the share of the epochs so far is left in the end, as a power.
+        """
         evaluation = self._evaluation
         outcome = evaluation.advance()
         while outcome is None and not self._stepwise:
             outcome = evaluation.advance()
+        share = max(evaluation.epochs, 1) / self._epochs
         reason = None if outcome is None else outcome.reason
         saved = outcome is not None and reason is None
         accuracy = 0.0 if reason else evaluation.accuracy
@@ -261,7 +267,7 @@ class StudentTrial(tune.Trainable):
         return {
             "accuracy": accuracy,
             "kept": None if outcome is None else outcome.accuracy,
-            "value": self._weight * accuracy,
+            "value": self._weight * accuracy**share,
             "seconds": evaluation.seconds,
             "reason": reason,
             "saved": saved,
