@@ -7,6 +7,7 @@ first and the last layer too.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,8 +109,8 @@ def _parse(rule: str) -> tuple[str, float, int]:
     pattern, _, widths = rule.rpartition("=")
     weight, slash, inputs = widths.partition("/")
     try:
-        parsed = float(weight), float(inputs if slash else weight)
-    except ValueError:
+        parsed = float(weight), float(inputs) if slash else math.ceil(float(weight))
+    except (ValueError, OverflowError):
         parsed = None
     if not pattern or parsed is None:
         raise SettingsError(f"overrides are NAME=BITS or NAME=WEIGHTS/ACTIVATIONS; got {rule!r}.")

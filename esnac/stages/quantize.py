@@ -58,8 +58,8 @@ class QuantizeSettings:
     """What is None is as in the run's full training."""
 
     method: Method = "lsq"
-    #: Bits of a weight.
-    weights: int = 4
+    #: Bits of a weight; qd, dq and post also take a fraction: 2.585 bits are 6 levels.
+    weights: float = 4
     #: Bits of the inputs of layers; None: they stay float.
     activations: int | None = None
     #: Bits of the first and the last layer, which cost accuracy first; None: they stay float.
@@ -90,8 +90,9 @@ class QuantizeSettings:
 
     def policy(self) -> Policy:
         """The bits of each layer; raises SettingsError for overrides that do not read."""
+        bits = self.weights
         return Policy(
-            weights=self.weights,
+            weights=int(bits) if bits == int(bits) else bits,
             activations=FLOAT if self.activations is None else self.activations,
             ends=FLOAT if self.ends is None else self.ends,
             overrides=self.overrides,

@@ -99,6 +99,8 @@ def test_nothing_left_to_quantise_is_an_error() -> None:
         ({"min_numel": -1}, "min_numel must be 0 or more"),
         ({"overrides": ("conv1",)}, "NAME=BITS"),
         ({"overrides": ("conv1=4/x",)}, "NAME=BITS"),
+        ({"overrides": ("conv1=inf",)}, "NAME=BITS"),
+        ({"overrides": ("conv1=nan",)}, "NAME=BITS"),
         ({"overrides": ("conv1=9",)}, "conv1=9: weights must be from 1 to 8"),
         ({"overrides": ("conv1=4/2.5",)}, "activations must be whole"),
     ],

@@ -73,7 +73,7 @@ ALL: list[dict[str, Any]] = [
     {"method": "lsq", "weights": 2, "activations": 4},
     {"method": "dorefa", "weights": 4, "activations": 8},
     {"method": "pact", "weights": 4, "activations": 4},
-    {"method": "qd", "weights": 2},
+    {"method": "qd", "weights": 2.585},
     {"method": "dq", "weights": 2, "ends": None},
     {"method": "post", "weights": 4, "activations": 8},
 ]
