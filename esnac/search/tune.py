@@ -342,8 +342,8 @@ def tune_search(
 def asha(epochs: int) -> Any:
     """Asynchronous successive halving (Li et al. 2020).
 
-    Of those that come to a fifth of the epochs only the better half goes on, and again at two and
-    four fifths.
+    Of those that come to a tenth of the epochs only the better half goes on, and again at one, two
+    and four fifths.
     """
     from ray.tune.schedulers import ASHAScheduler
 
@@ -352,6 +352,6 @@ def asha(epochs: int) -> Any:
         metric="value",
         mode="max",
         max_t=epochs,
-        grace_period=max(1, epochs // 5),
+        grace_period=max(1, epochs // 10),
         reduction_factor=2,
     )
