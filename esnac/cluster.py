@@ -96,6 +96,38 @@ class Cluster:
         return "cuda" if self.gpus else "cpu"
 
 
+class Mailbox:
+    """An actor that keeps what workers send, by number, until it is taken.
+
+    It and `Verdict` are here because a process that holds one imports its module.
+    """
+
+    def __init__(self) -> None:
+        self._letters: dict[int, dict[str, bytes]] = {}
+
+    def put(self, number: int, files: dict[str, bytes]) -> None:
+        self._letters[number] = files
+
+    def take(self, number: int) -> dict[str, bytes]:
+        return self._letters.pop(number)
+
+
+class Verdict:
+    """An actor that keeps the errors of workers that no further try would mend, by rank."""
+
+    def __init__(self) -> None:
+        self._errors: dict[int, EsnacError] = {}
+
+    def put(self, rank: int, error: EsnacError) -> None:
+        self._errors[rank] = error
+
+    def count(self) -> int:
+        return len(self._errors)
+
+    def first(self) -> EsnacError | None:
+        return self._errors[min(self._errors)] if self._errors else None
+
+
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Variables of the environment inside, but for those that are set; afterwards as before."""

@@ -19,7 +19,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher as TuneSearcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from esnac.cluster import Cluster, environment
+from esnac.cluster import Cluster, Mailbox, environment
 from esnac.errors import EsnacError
 from esnac.graphs import student as students
 from esnac.runtime import use_own_threads
@@ -210,19 +210,6 @@ class _Started(tune.Callback):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         died = [line for line in lines if "died" in line or "Error" in line]
         return (died or lines or ["Its worker failed."])[-1][:300]
-
-
-class Mailbox:
-    """Keeps students on the way from a worker to the driver, beside the driver or its gateway."""
-
-    def __init__(self) -> None:
-        self._letters: dict[int, students.Files] = {}
-
-    def put(self, number: int, files: students.Files) -> None:
-        self._letters[number] = files
-
-    def take(self, number: int) -> students.Files:
-        return self._letters.pop(number)
 
 
 class StudentTrial(tune.Trainable):

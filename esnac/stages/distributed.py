@@ -15,7 +15,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from esnac.cluster import Cluster
+from esnac.cluster import Cluster, Verdict
 from esnac.errors import EsnacError, TrainingError
 from esnac.group import Group
 
@@ -24,22 +24,6 @@ T = TypeVar("T")
 
 #: Seconds that a worker with an error waits for the others to have one, too.
 AGREEING = 5.0
-
-
-class Verdict:
-    """Beside the workers: the errors of theirs that no further try would mend, by rank."""
-
-    def __init__(self) -> None:
-        self._errors: dict[int, EsnacError] = {}
-
-    def put(self, rank: int, error: EsnacError) -> None:
-        self._errors[rank] = error
-
-    def count(self) -> int:
-        return len(self._errors)
-
-    def first(self) -> EsnacError | None:
-        return self._errors[min(self._errors)] if self._errors else None
 
 
 def together(
