@@ -43,7 +43,7 @@ from esnac.training import EpochRecord, TrainingSettings, fit
 CPU = torch.device("cpu")
 SEED = 7
 TRAINING = TrainingSettings(
-    epochs=4,
+    epochs=3,
     batch_size=128,
     learning_rate=0.02,
     schedule="cosine",
@@ -149,7 +149,7 @@ def test_two_workers_train_as_well_as_one(outcome: Outcome) -> None:
 @pytest.mark.slow
 def test_a_lost_worker_costs_no_finished_epoch(outcome: Outcome) -> None:
     assert (outcome.folder / "killed").exists()
-    assert (outcome.folder / "0-0").read_text() == "0 1 2 3 ", "no epoch twice"
+    assert (outcome.folder / "0-0").read_text() == "0 1 2 ", "no epoch twice"
     assert (outcome.folder / "0" / CHECKPOINT).is_dir()
 
 
