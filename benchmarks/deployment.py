@@ -100,7 +100,7 @@ def normalised(name: str) -> StudentNetwork:
     network = StudentNetwork(trace(build(name, 10), (3, 32, 32))).eval()
     with torch.no_grad():
         for norm in network.modules():
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                 assert norm.running_mean is not None
                 assert norm.running_var is not None
                 for centred in (norm.running_mean, norm.bias):

@@ -75,7 +75,8 @@ class Group:
     def leave(self) -> bool:
         """Ends this rank's part, so that the ranks that wait for it fail with a RuntimeError.
 
-        False, and nothing is done, where they would not notice: other backends than gloo.
+        They notice once nothing else here holds on to the group, as a wrapped model does. False,
+        and nothing is done, where they would not notice at all: other backends than gloo.
         """
         if distributed.get_backend() != "gloo":
             return False

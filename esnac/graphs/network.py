@@ -94,6 +94,13 @@ def _plan(graph: ArchGraph) -> list[tuple[str, tuple[int, ...], bool, tuple[int,
     return plan
 
 
+def sources(network: nn.Module) -> dict[str, str]:
+    """What the layers of a StudentNetwork, by name, were called in the traced network, if known."""
+    if not isinstance(network, StudentNetwork):
+        return {}
+    return {layer.name: layer.source for layer in network.graph.layers if layer.source}
+
+
 def is_free_name(name: str) -> bool:
     """Whether a layer may have this name, that is, nn.Module has no attribute of this name."""
     return name not in ("graph", "preparation", "_plan") and not hasattr(_PLAIN, name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from esnac.errors import SettingsError
 from esnac.graphs.masks import effective_weights
+from esnac.graphs.network import sources
 
 #: How many near matches an error names.
 NEAR = 3
@@ -25,12 +26,10 @@ def aliases(network: nn.Module, weights: Sequence[str]) -> dict[str, tuple[str, 
 
     The layer of `conv1.weight` is `conv1`.
     """
-    graph = getattr(network, "graph", None)
-    sources = {layer.name: layer.source for layer in graph.layers} if graph is not None else {}
-    found = {}
+    traced, found = sources(network), {}
     for name in weights:
         layer = name.rpartition(".")[0]
-        source = sources.get(layer)
+        source = traced.get(layer)
         found[name] = (name, layer, *([source] if source else []))
     return found
 

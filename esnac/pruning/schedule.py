@@ -85,6 +85,8 @@ class QuantizerEntry:
             bits = getattr(self, name)
             unset = bits is None and name == "activations"
             require(unset or 1 <= bits <= 8, name, "1 to 8 bits", bits)
+        if self.end is None and self.frequency != 1:
+            raise SettingsError("A quantizer with a frequency needs an end: it fires once without.")
 
     @property
     def window(self) -> Window:

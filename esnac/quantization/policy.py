@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from esnac.errors import EsnacError, SettingsError, UnknownNameError
 from esnac.graphs.masks import effective_weights
+from esnac.graphs.network import sources
 from esnac.quantization._base import MOST_BITS, ActivationSettings, WeightSettings
 from esnac.quantization.attach import Plan
 from esnac.quantization.order import ends, quantizable
@@ -32,7 +33,8 @@ class Policy:
     `ends`: bits of the first and the last layer, weights and input alike (8 in the LSQ paper).
     Weights of fewer than `min_numel` values are left as they are. `overrides` are rules "NAME=BITS"
     or "NAME=WEIGHTS/ACTIVATIONS" for layers (or single weights) by name or glob, as in
-    "stages.2.*=2/4"; the last one that fits wins, also over `ends` and `min_numel`.
+    "stages.2.*=2/4"; a student's layers also by their names in the traced network. Of one width
+    inputs get the bits, rounded up. The last one that fits wins, also over `ends` and `min_numel`.
     """
 
     weights: float = 4
@@ -75,7 +77,7 @@ def make_plan(
             weight_bits[name] = FLOAT if sizes[name] < policy.min_numel else width
         input_bits[path] = policy.ends if at_ends.intersection(names) else policy.activations
     for rule in policy.overrides:
-        _override(rule, layers, weight_bits, input_bits)
+        _override(rule, layers, sources(network), weight_bits, input_bits)
     modules = dict(network.named_modules())
     indices = nn.Embedding | nn.EmbeddingBag
     input_bits = {k: b for k, b in input_bits.items() if not isinstance(modules[k], indices)}
@@ -91,17 +93,26 @@ def make_plan(
 def _override(
     rule: str,
     layers: dict[str, tuple[str, ...]],
+    traced: dict[str, str],
     weight_bits: dict[str, float],
     input_bits: dict[str, int],
 ) -> None:
     pattern, weight, inputs = _parse(rule)
-    paths = fnmatch.filter(layers, pattern)
-    names = fnmatch.filter(weight_bits, pattern)
+    paths = [path for path in layers if _named(path, traced.get(path), pattern)]
+    names = []
+    for name in weight_bits:
+        path, _, tensor = name.rpartition(".")
+        source = f"{traced[path]}.{tensor}" if path in traced else None
+        names += [name] if _named(name, source, pattern) else []
     if not paths and not names:
         raise UnknownNameError("layer", pattern, layers)
     input_bits.update(dict.fromkeys(paths, inputs))
     names += [name for path in paths for name in layers[path]]
     weight_bits.update(dict.fromkeys(names, weight))
+
+
+def _named(name: str, source: str | None, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(known, pattern) for known in (name, source) if known)
 
 
 def _parse(rule: str) -> tuple[str, float, int]:

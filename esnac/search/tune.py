@@ -234,11 +234,7 @@ class StudentTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The whole evaluation, or one epoch of it where it may be stopped early.
-
-        `value` is what students of one epoch are compared by. Small ones learn more slowly: of a
-        ratio of accuracies about the share of the epochs so far is left in the end, as a power.
-        """
+        """The whole evaluation, or one epoch of it where it may be stopped early."""
         evaluation = self._evaluation
         outcome = evaluation.advance()
         while outcome is None and not self._stepwise:
@@ -254,7 +250,7 @@ class StudentTrial(tune.Trainable):
         return {
             "accuracy": accuracy,
             "kept": None if outcome is None else outcome.accuracy,
-            "value": self._weight * accuracy**share,
+            "value": comparable(self._weight, accuracy, share),
             "seconds": evaluation.seconds,
             "reason": reason,
             "saved": saved,
@@ -326,11 +322,20 @@ def tune_search(
         raise algorithm.error
 
 
+def comparable(weight: float, accuracy: float, share: float) -> float:
+    """What students are compared by after a `share` of their epochs (0 to 1); in the end f.
+
+    Small ones learn more slowly: of a ratio of accuracies about the share is left in the end, as a
+    power.
+    """
+    return weight * accuracy**share
+
+
 def asha(epochs: int) -> Any:
     """Asynchronous successive halving (Li et al. 2020).
 
-    Of those that come to a tenth of the epochs only the better half goes on, and again at one, two
-    and four fifths.
+    Of those that come to a tenth of the epochs only the better half goes on, and again each time
+    that the epochs have doubled.
     """
     from ray.tune.schedulers import ASHAScheduler
 

@@ -5,6 +5,7 @@ Needs the extra `ray`.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from esnac.group import Group
 T = TypeVar("T")
 
 
-#: Seconds that a worker with an error waits for the others to have one, too.
+#: Seconds that a worker with an error waits for the others to have one, too, and again once it has
+#: left them.
 AGREEING = 5.0
 
 
@@ -46,13 +48,19 @@ def together(
             return work(group, get_device() if cluster.gpus else torch.device("cpu"))
         except EsnacError as error:
             ray.get(verdict.put.remote(group.rank, error))
-            if _agreed(verdict, group) or group.leave():
+            if _agreed(verdict, group):
+                return error
+            error.__traceback__ = error.__context__ = None  # its frames hold on to the group
+            gc.collect()
+            if group.leave() and _agreed(verdict, group):
                 return error
             raise  # the others wait for this one: Ray ends and starts them, and they learn why
         except RuntimeError:  # as of a rank that left
             known = ray.get(verdict.first.remote())
             if known is None:
                 raise
+            group.leave()
+            ray.get(verdict.put.remote(group.rank, known))
             return known
 
     with tempfile.TemporaryDirectory(prefix="esnac-train-") as storage:
@@ -72,7 +80,8 @@ def together(
             ),
         )
         try:
-            found: T | EsnacError = trainer.fit().return_value  # type: ignore[attr-defined]
+            value: T | EsnacError = trainer.fit().return_value  # type: ignore[attr-defined]
+            found = ray.get(verdict.first.remote()) or value
         except WorkerGroupError as error:
             found = ray.get(verdict.first.remote()) or TrainingError(_reason(error))
     if isinstance(found, EsnacError):
@@ -81,7 +90,7 @@ def together(
 
 
 def _agreed(verdict: Any, group: Group) -> bool:
-    """Whether all ranks have come to an error, as they do of one that they share."""
+    """Whether all ranks have come to an error, their own or another's."""
     end = time.monotonic() + AGREEING
     while ray.get(verdict.count.remote()) < group.size:
         if time.monotonic() > end:

@@ -84,6 +84,9 @@ class QuantizeSettings:
             bits = getattr(self, name)
             unset = bits is None and name != "weights"
             require(unset or 1 <= bits <= 8, name, "1 to 8 bits", bits)
+        whole = self.weights == int(self.weights)
+        fits = whole or self.method in ("qd", "dq", "post")
+        require(fits, "weights", f"a whole number of bits with {self.method}", self.weights)
         require(self.bucket >= 1, "bucket", "at least 1", self.bucket)
         require_training(self.epochs, self.learning_rate)
         self.policy()
@@ -182,7 +185,7 @@ class _Work:
         if not self.settings.by_gradients:
             return plan
         norms = gradient_norms(student, list(plan.weights), self.batches(GRADIENTS), _cross_entropy)
-        return reallocate(plan, student, norms, self.settings.weights)
+        return reallocate(plan, student, norms, self.settings.policy().weights)
 
     def without_training(self) -> dict[str, float]:
         """Accuracies of the student as it is, and rounded."""
@@ -202,14 +205,10 @@ class _Work:
         if plan.activations:
             calibrate(student, self.inputs())
         # The statistics of the float weights no longer fit; dorefa even changes the scale.
-        plain = deepcopy(student.state_dict())
-        recalibrate(student, self.inputs())
         if self.settings.method == "post":
-            anew, statistics = self.validation(student), deepcopy(student.state_dict())
-            student.load_state_dict(plain)
-            if self.validation(student) <= anew:
-                student.load_state_dict(statistics)
+            self.recalibrate_if_better(student)
         else:
+            recalibrate(student, self.inputs())
             if self.settings.method == "dq":
                 freeze_but_points(student)
             training = self.training()
@@ -221,6 +220,12 @@ class _Work:
             retrain(student, training, context, checkpoint, "quantize")
         verify_fired(student, self.inputs()[0])
         return student
+
+    def recalibrate_if_better(self, student: StudentNetwork) -> None:
+        """On the validation images."""
+        plain, before = deepcopy(student.state_dict()), self.validation(student)
+        if recalibrate(student, self.inputs()) and self.validation(student) < before:
+            student.load_state_dict(plain)
 
     def training(self) -> TrainingSettings:
         s = self.settings

@@ -126,7 +126,8 @@ class _Acting:
                 quantizer.enabled = entry.acts(epoch)
                 # Several workers wait for the gradients of all that is trained.
                 quantizer.requires_grad_(quantizer.enabled)
-            if epoch == entry.start:  # what was made of the weights of the beginning is stale
+            # What was made of the weights of earlier epochs is stale.
+            if entry.acts(epoch) and (epoch == 0 or not entry.acts(epoch - 1)):
                 for name, settings in plan.weights.items():
                     fresh = settings.build(masked_master(self.student, name))
                     weights[name].load_state_dict(fresh.state_dict())

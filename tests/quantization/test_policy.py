@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from esnac import networks
 from esnac.errors import EsnacError
+from esnac.graphs.network import StudentNetwork
+from esnac.graphs.trace import trace
 from esnac.quantization.attach import Plan, attach, verify_fired
 from esnac.quantization.lsq import LSQActivationSettings, LSQWeightSettings
 from esnac.quantization.minmax import MinMaxWeightSettings
 from esnac.quantization.policy import Policy, make_plan
+from esnac.quantization.uniform_weight import UniformSettings
 
 W, A = LSQWeightSettings(), LSQActivationSettings()
 X = torch.zeros(2, 1, 8, 8)
@@ -87,6 +91,28 @@ def test_an_override_for_no_layer_names_near_ones() -> None:
 def test_nothing_left_to_quantise_is_an_error() -> None:
     with pytest.raises(EsnacError, match="Nothing of the network's 4 layers is left"):
         make_plan(network(), Policy(2, 32, min_numel=10**6), W, A, [X])
+
+
+def test_a_students_layers_have_two_names() -> None:
+    with torch.device("meta"):
+        network = networks.build("resnet20", 10)
+    student = StudentNetwork(trace(network, (3, 32, 32)))
+    rules = (
+        "stages.2.*=2/4",
+        "stages_0_0_conv1=3",
+        "stages.0.0.conv2.weight=6",
+        "stages.1.0.*=2.4",
+    )
+    plan = make_plan(student, Policy(8, 8, ends=8, overrides=rules), UniformSettings(8), A)
+    widths = {name: settings.bits for name, settings in plan.weights.items()}
+    assert widths["stages_2_1_conv2.weight"] == 2
+    assert (widths["stages_0_0_conv1.weight"], widths["stages_0_0_conv2.weight"]) == (3, 6)
+    assert widths["stages_0_1_conv1.weight"] == 8
+    assert plan.activations["stages_2_1_conv2"].bits == 4
+    assert (widths["stages_1_0_conv1.weight"], plan.activations["stages_1_0_conv1"].bits) == (
+        2.4,
+        3,
+    )
 
 
 @pytest.mark.parametrize(

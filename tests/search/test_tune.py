@@ -39,7 +39,14 @@ from esnac.search.evaluation import Evaluation, Evaluator
 from esnac.search.feed import StreamingFeed, restore
 from esnac.search.settings import SearchSettings
 from esnac.search.trial import Trial
-from esnac.search.tune import EmbeddingSearch, _RunSearch, _Started, asha, tune_search
+from esnac.search.tune import (
+    EmbeddingSearch,
+    _RunSearch,
+    _Started,
+    asha,
+    comparable,
+    tune_search,
+)
 from esnac.search_spaces import SpaceSettings
 from esnac.training import Training, TrainingSettings, accuracy, fit
 
@@ -196,6 +203,15 @@ def check_students(rows: Rows, evaluator: Evaluator) -> None:
 def unlucky(marks: Marks, number: int, attempts: int) -> None:
     if number == 1 and attempts == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_students_that_are_still_learning_are_compared_by_less_than_their_accuracy() -> None:
+    assert comparable(0.9, 0.8, 1.0) == pytest.approx(0.72)
+    assert comparable(0.5, 0.25, 0.5) == pytest.approx(0.25)
+    assert comparable(0.9, 0.0, 0.1) == 0.0
+    small, large = (0.99, 0.6), (0.88, 0.88)
+    assert comparable(*small, 0.2) > comparable(*large, 0.2)
+    assert comparable(*small, 1.0) < comparable(*large, 1.0)
 
 
 @pytest.mark.slow
