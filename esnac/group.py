@@ -72,17 +72,6 @@ class Group:
             raise box[0]
         return box[0]  # type: ignore[return-value]
 
-    def leave(self) -> bool:
-        """Ends this rank's part, so that the ranks that wait for it fail with a RuntimeError.
-
-        They notice once nothing else here holds on to the group, as a wrapped model does. False,
-        and nothing is done, where they would not notice at all: other backends than gloo.
-        """
-        if distributed.get_backend() != "gloo":
-            return False
-        distributed.destroy_process_group()
-        return True
-
 
 #: One process that trains by itself.
 ALONE = Group()

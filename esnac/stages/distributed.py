@@ -5,7 +5,6 @@ Needs the extra `ray`.
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +22,7 @@ from esnac.group import Group
 T = TypeVar("T")
 
 
-#: Seconds that a worker with an error waits for the others to have one, too, and again once it has
-#: left them.
+#: Seconds that a worker with an error waits for the others to have one, too.
 AGREEING = 5.0
 
 
@@ -50,18 +48,7 @@ def together(
             ray.get(verdict.put.remote(group.rank, error))
             if _agreed(verdict, group):
                 return error
-            error.__traceback__ = error.__context__ = None  # its frames hold on to the group
-            gc.collect()
-            if group.leave() and _agreed(verdict, group):
-                return error
             raise  # the others wait for this one: Ray ends and starts them, and they learn why
-        except RuntimeError:  # as of a rank that left
-            known = ray.get(verdict.first.remote())
-            if known is None:
-                raise
-            group.leave()
-            ray.get(verdict.put.remote(group.rank, known))
-            return known
 
     with tempfile.TemporaryDirectory(prefix="esnac-train-") as storage:
         trainer = TorchTrainer(
@@ -90,7 +77,7 @@ def together(
 
 
 def _agreed(verdict: Any, group: Group) -> bool:
-    """Whether all ranks have come to an error, their own or another's."""
+    """Whether all ranks have come to an error, as they do of one that they share."""
     end = time.monotonic() + AGREEING
     while ray.get(verdict.count.remote()) < group.size:
         if time.monotonic() > end:
