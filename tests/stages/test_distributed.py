@@ -187,7 +187,7 @@ def test_the_error_of_one_worker_ends_the_others(two: Cluster, tmp_path: Path) -
     with pytest.raises(TrainingError, match="^worker 1 cannot read its images$"):
         together(work, 2, two)
     assert (tmp_path / "1").read_text() == "x", "it is not tried again"
-    assert time.perf_counter() - start < 200, "the limit of gloo is half an hour"
+    assert time.perf_counter() - start < 300, "the limit of gloo is half an hour"
 
 
 @pytest.mark.slow
