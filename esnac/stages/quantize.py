@@ -279,9 +279,8 @@ class _Work:
 
     def check(self, target: Path) -> None:
         """Raises EsnacError unless the packed file computes what the student's folder does."""
-        data = self.context.data.to(
-            "cpu"
-        )  # where codes are made: a GPU may round a scale otherwise
+        # Where codes are made: a GPU may round a scale otherwise.
+        data = self.context.data.to("cpu")
         students = store.load(target), packed.read(target / PACKED)
         one, other = (logits(s, data.validation, data) for s in students)
         if not torch.equal(one, other):
