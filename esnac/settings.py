@@ -11,7 +11,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,6 +108,14 @@ def require(holds: bool, name: str, expected: str, met: object) -> None:
     """For checks in `__post_init__`: SettingsError unless the setting `name` is as `expected`."""
     if not holds:
         raise SettingsError(f"{name} must be {expected}; got {met}.")
+
+
+def require_used(settings: Any, unused: Iterable[str], when: str) -> None:
+    """For checks in `__post_init__`: SettingsError if one of `unused` is not at its default."""
+    defaults = {field.name: _default(field) for field in dataclasses.fields(settings)}
+    for name in unused:
+        if getattr(settings, name) != defaults[name]:
+            raise SettingsError(f"{name} has no effect {when}: leave it out.")
 
 
 def _toml_value(text: str) -> Any:

@@ -20,7 +20,14 @@ from esnac.pruning import agp
 from esnac.pruning.layers import aliases, matching, prunable
 from esnac.pruning.magnitude import keep_largest, keep_n_of_m, zeros_of
 from esnac.pruning.window import Window
-from esnac.settings import require
+from esnac.settings import require, require_used
+
+#: What each method does not look at.
+UNUSED = {
+    "agp": ("n", "m"),
+    "magnitude": ("initial", "end", "frequency", "n", "m"),
+    "nm": ("sparsity", "initial", "end", "frequency"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Pruner:
         require(0 <= self.sparsity < 1, "sparsity", "in [0, 1)", self.sparsity)
         require(self.m >= 2, "m", "at least 2", self.m)
         require(1 <= self.n < self.m, "n", f"in 1..{self.m - 1}, less than m", self.n)
+        require_used(self, UNUSED[self.method], f"with method {self.method!r}")
         if self.method == "agp":
             agp.check(self.initial, self.sparsity, self.window)
         elif self.method == "magnitude":

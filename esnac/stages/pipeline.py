@@ -10,9 +10,10 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from esnac.errors import EsnacError, SettingsError, did_you_mean
+from esnac.pruning.importance import Importance
 from esnac.settings import build, to_plain
 from esnac.stages import STAGES
 from esnac.stages._base import Stage, StageContext, StageResult
@@ -71,6 +72,8 @@ def _settings(number: int, table: Mapping[str, Any]) -> tuple[str, Any, Callable
     if name == "prune" and given.get("method") == "slim":  # the other way to prune
         name, given["method"] = "slim", "scales"
     where = f"stages, number {number}"
+    if name == "prune" and given.get("method") in get_args(Importance):
+        raise SettingsError(f"{where}: whole channels go by slim({given['method']}).")
     if not isinstance(name, str) or name not in STAGES:
         problem = f"{name!r} is no stage" if name is not None else 'stage = "..." is missing'
         hint = did_you_mean(name, STAGES) if isinstance(name, str) else ""

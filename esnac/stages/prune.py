@@ -19,15 +19,16 @@ from typing import Any, Literal
 from torch import nn
 
 from esnac.errors import EsnacError, SettingsError
-from esnac.pruning.gradual import Gradual, Pruner
+from esnac.pruning.gradual import UNUSED, Gradual, Pruner
 from esnac.pruning.layers import prunable
 from esnac.pruning.schedule import Schedule, firings
-from esnac.settings import require
+from esnac.settings import require, require_used
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure, save_student, trainable
 from esnac.stages.retraining import Distillation, require_training, retrain, retraining
 from esnac.training import Hooks, TrainingSettings, accuracy
 
+TRAINING_ONLY = ("initial", "start", "end", "frequency", "epochs", "learning_rate")
 #: Share of the epochs in which the sparsity rises; the others make good (8 of 12 on digits).
 RISE = 2 / 3
 
@@ -58,8 +59,10 @@ class PruneSettings:
 
     def __post_init__(self) -> None:
         require_training(self.epochs, self.learning_rate)
-        if self.overrides and self.method == "nm":
-            raise SettingsError("overrides are sparsities: method 'nm' has none.")
+        unused = UNUSED[self.method] + (("overrides",) if self.method == "nm" else ())
+        require_used(self, unused, f"with method {self.method!r}")
+        if not self.train:
+            require_used(self, TRAINING_ONLY, "without training")
         self.pruners(self.epochs or 10**6)
 
     def pruners(self, epochs: int) -> tuple[Pruner, ...]:
@@ -69,8 +72,8 @@ class PruneSettings:
             if pattern in own:
                 raise SettingsError(f"overrides: layer {pattern!r} is named twice.")
             own[pattern] = sparsity
-        end = self.end
-        if end is None:
+        end = Pruner.end if self.end is None else self.end
+        if self.end is None and self.method == "agp":
             end = max(self.start + self.frequency + 1, round(epochs * RISE))
         rest = Pruner(
             self.method, self.layers, (*self.exclude, *own), self.sparsity, self.initial,

@@ -39,7 +39,7 @@ from esnac.quantization.recalibration import recalibrate
 from esnac.quantization.size import size_report
 from esnac.quantization.store import PACKED
 from esnac.runtime import torch_generator
-from esnac.settings import require
+from esnac.settings import require, require_used
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import deployed_file, measure, save_student, trainable
 from esnac.stages.retraining import Distillation, require_training, retrain, retraining
@@ -51,6 +51,17 @@ Method = Literal["lsq", "dorefa", "pact", "qd", "dq", "post"]
 CALIBRATION, BATCH = 1200, 100
 #: Batches from which gradients are measured (Polino et al. 2018: 5).
 GRADIENTS = 5
+
+
+#: What each method does not look at.
+UNUSED: dict[Method, tuple[str, ...]] = {
+    "lsq": ("bucket",),
+    "dorefa": ("bucket",),
+    "pact": ("bucket",),
+    "qd": (),
+    "dq": ("distillation",),
+    "post": ("epochs", "learning_rate", "distillation", "without_teacher"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ class QuantizeSettings:
         require(fits, "weights", f"a whole number of bits with {self.method}", self.weights)
         require(self.bucket >= 1, "bucket", "at least 1", self.bucket)
         require_training(self.epochs, self.learning_rate)
+        require_used(self, UNUSED[self.method], f"with method {self.method!r}")
         self.policy()
 
     def policy(self) -> Policy:
@@ -118,8 +130,8 @@ class QuantizeStage:
         table = work.without_training()
         student = work.quantized(target / CHECKPOINT / "trained")
         if work.learns_from_a_teacher and self.settings.without_teacher:
-            alone = replace(self.settings, distillation="none")
-            alone = replace(alone, method="qd") if alone.method == "dq" else alone
+            method: Method = "qd" if self.settings.method == "dq" else self.settings.method
+            alone = replace(self.settings, method=method, distillation="none")
             labels = _Work(alone, source, context)
             other = labels.quantized(target / CHECKPOINT / "labels", report=False)
             table[f"{alone.method}, labels alone"] = labels.accuracy(other)

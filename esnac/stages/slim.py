@@ -45,7 +45,7 @@ from esnac.pruning.slimming import (
 )
 from esnac.quantization.attach import is_quantized
 from esnac.runtime import torch_generator
-from esnac.settings import require
+from esnac.settings import require, require_used
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import measure, save_student, trainable
 from esnac.stages.prune import on_test
@@ -91,6 +91,8 @@ class SlimSettings:
         for name in ("strength", "sparse_epochs", "sparse_learning_rate"):
             if getattr(self, name) is not None and self.method != "scales":
                 raise SettingsError(f"{name} belongs to method 'scales', not to {self.method!r}.")
+        if not self.finetune:
+            require_used(self, ("epochs", "learning_rate"), "without fine-tuning")
 
     @property
     def share(self) -> float:

@@ -92,6 +92,7 @@ def test_a_resolved_chain_says_everything_and_resolves_to_itself() -> None:
         (add("plus", amount="three"), ["amount must be a whole number"]),
         (add("plus", amount=0), ["amount must be positive; got 0"]),
         ({"stage": "train", "epochs": 0}, ["epochs must be at least 1"]),
+        ({"stage": "prune", "method": "l1"}, ["whole channels go by slim(l1)"]),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(table: dict[str, Any], parts: list[str]) -> None:

@@ -153,13 +153,13 @@ def test_zeros_are_masks_to_the_stages_that_follow(
     assert len(masks_of_zeros(students.load(folder))) == 3
 
 
-@pytest.mark.parametrize("method", ["lsq", "post"])
+@pytest.mark.parametrize(("method", "training"), [("lsq", {"epochs": 1}), ("post", {})])
 def test_zeros_survive_quantisation(
-    method: str, source: Path, tmp_path: Path, context: StageContext
+    method: str, training: dict[str, Any], source: Path, tmp_path: Path, context: StageContext
 ) -> None:
     run(source, tmp_path / "a", context, method="magnitude", sparsity=0.5, train=False)
     before = {name: weight == 0 for name, weight in weights(tmp_path / "a").items()}
-    (link,) = links([{"stage": "quantize", "method": method, "epochs": 1, "ends": 4}])
+    (link,) = links([{"stage": "quantize", "method": method, "ends": 4} | training])
     link.stage.run(tmp_path / "a", tmp_path / "q", context)
     deployed = packed.read(tmp_path / "q" / store.PACKED)
     for student in (store.load(tmp_path / "q"), deployed):
@@ -186,7 +186,11 @@ def test_a_quantised_student_is_pruned_and_stays_quantised(
         ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\)"),
         ({"start": 5, "end": 5}, "nothing ever fires"),
         ({"overrides": ("conv",)}, "NAME=SPARSITY"),
-        ({"overrides": ("conv=0.5",), "method": "nm"}, "method 'nm' has none"),
+        ({"overrides": ("conv=0.5",), "method": "nm"}, "overrides has no effect with method 'nm'"),
+        ({"method": "nm", "sparsity": 0.5}, "sparsity has no effect with method 'nm'"),
+        ({"method": "magnitude", "end": 5}, "end has no effect"),
+        ({"n": 1}, "n has no effect with method 'agp'"),
+        ({"train": False, "epochs": 5}, "epochs has no effect without training"),
         ({"overrides": ("conv=0.3", "conv=0.4")}, "'conv' is named twice"),
         ({"epochs": 0}, "epochs must be at least 1"),
     ],
