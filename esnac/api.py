@@ -214,10 +214,10 @@ def rehearse(
     given.require_stages(settings)
     data = data_room.load(settings.dataset, folders.data, settings.data)
     teacher = given.named_teacher(settings, data, folders, resolve_device("cpu"), weights)
-    student = StudentNetwork(teacher.graph, teacher.weights)
     found: dict[str, list[tuple[str, ...]]] = {}
     for link in links(settings.stages):
         tell = getattr(link.stage, "rehearse", None)
+        student = StudentNetwork(teacher.graph, teacher.weights)
         rows = [] if tell is None else tell(student, settings.finish.training)
         found[f"{link.number}-{link.name}"] = rows
     return found

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: Written down once more, since importing `esnac.deployment` would make --help slow.
 TASKS = ("imagenet", "cifar100", "wikitext103")
 ACCUMULATIONS = ("fp32", "fixed", "tree")
+#: Stages that leave a float student beside a file of 8 bits, and tell the accuracy of the file.
+INT8_FILES = ("export-onnx_int8", "export-mnn_int8", "export-all")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -87,6 +89,12 @@ def run(args: argparse.Namespace) -> int:
     for warning in (found.warning, _other_data(task, entry) if args.accuracy is None else None):
         if warning is not None:
             print(f"esnac: warning: {warning} It is no entry of the challenge.", file=sys.stderr)
+    if entry.stage in INT8_FILES and args.accuracy is None and args.weight_bits is None:
+        print(
+            "esnac: warning: The accuracy is that of the exported INT8 file, the score that of the "
+            "float student. --weight-bits 8 --activation-bits 8 counts the file.",
+            file=sys.stderr,
+        )
     if args.csv is not None:
         write_text(args.csv, to_csv(found))
         print(f"written: {args.csv}")
@@ -100,6 +108,7 @@ class _Entry:
     folder: Path
     accuracy: float | None = None
     dataset: str | None = None
+    stage: str | None = None
 
 
 def _find(args: argparse.Namespace) -> _Entry:
@@ -133,7 +142,7 @@ def _of_run(run: Path, folder: Path) -> _Entry:
     for finalist in summary.finalists:
         for stage in finalist.stages:
             if stage.get("path") and Path(stage["path"]).resolve() == folder:
-                return _Entry(folder, stage.get("accuracy"), summary.dataset)
+                return _Entry(folder, stage.get("accuracy"), summary.dataset, stage.get("stage"))
     return _Entry(folder)
 
 
@@ -165,7 +174,7 @@ def _assumed(
     description: Description, network: StudentNetwork, args: argparse.Namespace
 ) -> Description:
     """With the bits of the command line for tensors that have none."""
-    from esnac.deployment.micronet.storage import PRODUCTS
+    from esnac.deployment.micronet.folding import PRODUCTS
     from esnac.errors import EsnacError
 
     bits = dict(description.bits)
@@ -214,10 +223,10 @@ def _text(found: Score, args: argparse.Namespace, entry: _Entry, quality: float 
 
 def _quality_line(task: Task, entry: _Entry, quality: float | None, from_run: bool) -> str:
     if task.perplexity:
-        value = "unknown (--perplexity)" if quality is None else f"{quality:g}"
+        value = "unknown (--perplexity)" if quality is None else f"{quality:.10g}"
         return f"perplexity  {value}; an entry needs at most {task.target:g}"
     where = f" on {entry.dataset}" if from_run and entry.dataset else ""
-    value = "unknown (--accuracy)" if quality is None else f"{100 * quality:.2f} %{where}"
+    value = "unknown (--accuracy)" if quality is None else f"{100 * quality:.6g} %{where}"
     return f"accuracy    {value}; an entry needs {100 * task.target:g} %"
 
 

@@ -57,10 +57,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     from esnac import files
-    from esnac.pruning.sensitivity import plot
+    from esnac.pruning.sensitivity import end_of, kind_of_plot, plot, require_drop
     from esnac.report.tables import columns
 
     options.set_threads(args)
+    require_drop(args.drop)
+    if args.plot is not None:
+        kind_of_plot(args.plot)
+    if args.schedule is not None:
+        end_of(args.epochs)
     found = _analyse(args)
     head, *rows = found.table(args.drop)
     print(columns(head, rows))

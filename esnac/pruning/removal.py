@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from esnac.graphs.arch_graph import INPUT, ArchGraph, Layer
 from esnac.graphs.groups import is_depthwise, makes_channels, shuffled
@@ -64,21 +63,6 @@ def remove(network: StudentNetwork, space: Space, chosen: Sequence[np.ndarray]) 
     student.preparation = network.preparation
     attach_masks(student, masks_of_zeros(student))
     return student.train(network.training)
-
-
-@torch.no_grad()
-def silence(network: StudentNetwork, space: Space, chosen: Sequence[np.ndarray]) -> None:
-    """Zeroes, in place, what makes and norms the units that are not `chosen`."""
-    groups = space.groups
-    kept = [np.isin(np.arange(size), r) for size, r in zip(groups.sizes, chosen, strict=True)]
-    places = zip(groups.group_of_unit, groups.rank_of_unit, strict=True)
-    keep = np.array([kept[group][rank] for group, rank in places])
-    for number, layer in enumerate(network.graph.layers):
-        if layer.kind not in ("conv", "linear", "batch_norm"):
-            continue
-        gone = torch.from_numpy(~keep[groups.makes[number]])
-        for parameter in network.get_submodule(layer.name).parameters():
-            parameter[gone.to(parameter.device)] = 0
 
 
 def _silent(graph: ArchGraph, makers: bool) -> list[np.ndarray]:

@@ -41,6 +41,9 @@ from esnac.pruning.slimming import norm_scales
 from esnac.pruning.window import Window
 from esnac.settings import build, load_toml, require
 
+#: Of the rows of a dry run.
+HEADER = ("epoch", "what", "value", "weights", "which")
+
 
 @dataclass(frozen=True)
 class Regularizer:
@@ -176,8 +179,12 @@ def check(network: nn.Module, schedule: Schedule) -> None:
         if twice := sorted(quantized.intersection(names)):
             raise SettingsError(f"{twice[0]} is named twice, by two quantizers.")
         quantized.update(names)
+    penalised: dict[str, set[str]] = {}
     for regularizer in schedule.regularizers:
-        targets(network, regularizer)
+        known, names = penalised.setdefault(regularizer.kind, set()), targets(network, regularizer)
+        if twice := sorted(known.intersection(names)):
+            raise SettingsError(f"{twice[0]} is named twice, by two {regularizer.kind} penalties.")
+        known.update(names)
 
 
 def penalty(network: nn.Module, schedule: Schedule) -> Callable[[int], Tensor] | None:
@@ -202,28 +209,28 @@ def firings(network: nn.Module, schedule: Schedule) -> list[tuple[str, ...]]:
     Raises as `check`.
     """
     check(network, schedule)
-    rows: list[tuple[str, ...]] = [("epoch", "what", "value", "weights", "which")]
+    rows: list[tuple[str, ...]] = [HEADER]
     for epoch in range(schedule.epochs):
         for entry in schedule.pruners:
             if epoch in entry.window.firings:
                 value = f"{entry.level(epoch):.4f}"
-                rows.append(_row(epoch, f"prune {entry.method}", value, targets(network, entry)))
+                rows.append(row(epoch, f"prune {entry.method}", value, targets(network, entry)))
         for quantizer in schedule.quantizers:
             if epoch in quantizer.window.firings:
                 inputs = "" if quantizer.activations is None else f"/{quantizer.activations}"
                 bits = f"{quantizer.weights}{inputs} bit"
                 names = targets(network, quantizer)
-                rows.append(_row(epoch, f"quantize {quantizer.method}", bits, names))
+                rows.append(row(epoch, f"quantize {quantizer.method}", bits, names))
         for penal in schedule.regularizers:
             if epoch in schedule.window(penal).firings:
                 names = targets(network, penal)
-                rows.append(_row(epoch, f"penalty {penal.kind}", f"{penal.strength:g}", names))
+                rows.append(row(epoch, f"penalty {penal.kind}", f"{penal.strength:g}", names))
         if any(epoch in schedule.window(entry).firings for entry in schedule.learning_rate):
             rows.append((str(epoch), "learning rate", f"x {schedule.rate(epoch):.4g}", "", ""))
     return rows
 
 
-def _row(epoch: int, what: str, value: str, names: list[str]) -> tuple[str, ...]:
+def row(epoch: int | str, what: str, value: str, names: list[str]) -> tuple[str, ...]:
     which = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return str(epoch), what, value, str(len(names)), which
 

@@ -45,7 +45,7 @@ class Sensitivity:
         Weights are measured one at a time: pruned together they lose more, which training has to
         make good. Weights that mind even the lowest level are left out.
         """
-        require(0 <= drop < 1, "drop", "in [0, 1)", drop)
+        require_drop(drop)
         found = {}
         for name, row in self.accuracy.items():
             best = 0.0
@@ -62,8 +62,7 @@ class Sensitivity:
 
         Raises EsnacError when nothing can be proposed, SettingsError for too few epochs.
         """
-        end = round(epochs * 2 / 3)
-        require(end >= 2, "epochs", "at least 3", epochs)
+        end = end_of(epochs)
         proposed = self.propose(drop)
         if not proposed:
             raise EsnacError(
@@ -88,6 +87,17 @@ class Sensitivity:
         return [head, *rows]
 
 
+def require_drop(drop: float) -> None:
+    require(0 <= drop < 1, "drop", "in [0, 1)", drop)
+
+
+def end_of(epochs: int) -> int:
+    """The end of the window of a schedule of so many epochs. Raises SettingsError for too few."""
+    end = round(epochs * 2 / 3)
+    require(end >= 2, "epochs", "at least 3", epochs)
+    return end
+
+
 def analyse(
     network: nn.Module,
     evaluate: Callable[[nn.Module], float],
@@ -104,8 +114,8 @@ def analyse(
     if not levels or not rising or not (levels[0] >= 0 and levels[-1] < 1):
         raise SettingsError(f"levels must be rising sparsities in [0, 1); got {list(levels)}.")
     network = copy.deepcopy(network)
-    dense = evaluate(network)
     names = matching(aliases(network, list(prunable(network))), layers, exclude)
+    dense = evaluate(network)
     found = {}
     for name in names:
         whole = masked_master(network, name)
@@ -118,18 +128,25 @@ def analyse(
     return Sensitivity(dense, tuple(levels), found)
 
 
-def plot(result: Sensitivity, path: Path) -> None:
-    """One curve per weight into `path` (svg, png, pdf). Needs matplotlib; raises EsnacError."""
+def kind_of_plot(path: Path) -> str:
+    """Of the picture `path`. Raises EsnacError without matplotlib, and if it knows no such kind."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise EsnacError("The plot needs matplotlib: pip install 'esnac[plot]'.") from None
-    from matplotlib.figure import Figure
-
     kind = path.suffix.removeprefix(".")
     known = Figure().canvas.get_supported_filetypes()
     if kind not in known:
         raise EsnacError(f"{path}: no such kind of picture. Known: {', '.join(sorted(known))}.")
+    return kind
+
+
+def plot(result: Sensitivity, path: Path) -> None:
+    """One curve per weight into `path` (svg, png, pdf). Raises as `kind_of_plot`."""
+    kind = kind_of_plot(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     colors = matplotlib.colormaps["viridis"]

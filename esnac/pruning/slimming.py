@@ -79,7 +79,8 @@ def require_alive(scales: Iterable[Tensor], strength: float) -> None:
 def threshold(space: Space, scores: np.ndarray, sparsity: float, free: np.ndarray) -> float:
     """The score at int(sparsity * count) of all units in the groups `free` (G, bool), ascending.
 
-    `scores` has one value for each unit (U). Raises SettingsError when no group is free.
+    `scores` has one value for each unit (U). Raises SettingsError when no group is free, or
+    when all score the same.
     """
     require(0 < sparsity < 1, "sparsity", "in (0, 1)", sparsity)
     sought = np.sort(scores[free[space.groups.group_of_unit]])
@@ -87,6 +88,11 @@ def threshold(space: Space, scores: np.ndarray, sparsity: float, free: np.ndarra
         raise SettingsError(
             "No channels of this network can go: all are protected, part of its input or output, "
             "or read before a norm. Protect fewer layers, or take another importance than scales."
+        )
+    if sought[0] == sought[-1]:
+        raise SettingsError(
+            "All channels that can go have the same importance, so none is to be preferred. Is the "
+            "network trained? Otherwise take another importance."
         )
     return float(sought[int(sparsity * len(sought))])
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -38,6 +38,18 @@ _KINDS: dict[Method, tuple[WeightSettings, ActivationSettings]] = {
     "qd": (UniformSettings(), MinMaxActivationSettings()),
     "dq": (UniformSettings(), MinMaxActivationSettings()),
 }
+
+
+def require_bits(method: Method, policy: Policy) -> None:
+    """SettingsError for bits in `policy` that the quantisers of `method` do not have."""
+    weights: Any
+    activations: Any
+    weights, activations = _KINDS[method]
+    for width, inputs in policy.widths:
+        if width != FLOAT:
+            replace(weights, bits=width)
+        if FLOAT not in (inputs, policy.activations):
+            replace(activations, bits=inputs)
 
 
 def plan_of(

@@ -112,6 +112,11 @@ class MinMaxActivation(ActivationQuantizer):
         corrected = self.extremes / (1 - self.settings.decay**self.batches)
         return corrected[0].clamp_max(0), corrected[1].clamp_min(0)
 
+    @property
+    def zero_point(self) -> int:
+        """The step from which zero is counted, 0 or less."""
+        return int(_grid(*self.range, 2**self.settings.bits - 1)[1])
+
     def quantize(self, x: Tensor) -> Tensor:
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         n = 2**self.settings.bits - 1

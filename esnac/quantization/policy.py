@@ -51,6 +51,12 @@ class Policy:
         for rule in self.overrides:
             _parse(rule)
 
+    @property
+    def widths(self) -> set[tuple[float, int]]:
+        """Bits of weights and inputs that some layer may get."""
+        rules = {_parse(rule)[1:] for rule in self.overrides}
+        return {(_whole(self.weights), self.activations), (self.ends, self.ends), *rules}
+
 
 def make_plan(
     network: nn.Module,

@@ -68,8 +68,9 @@ class Stage(Protocol):
     A stage that is started again after an interruption goes on where it stopped, from
     `target / CHECKPOINT`. One that would change nothing raises an EsnacError that says so.
 
-    A stage in which things happen at certain epochs has a method `rehearse(student, training)`,
-    with the run's full training: rows of text, the first one the header, of what fires when.
+    A stage may have a method `rehearse(student, training)`, with the run's full training and a
+    student of its own: it raises for what does not fit and returns rows of text, the first one the
+    header, of what fires when; none where nothing depends on the epoch.
     """
 
     @property

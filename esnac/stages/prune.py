@@ -21,14 +21,16 @@ from torch import nn
 from esnac.errors import EsnacError, SettingsError
 from esnac.pruning.gradual import UNUSED, Gradual, Pruner
 from esnac.pruning.layers import prunable
-from esnac.pruning.schedule import Schedule, firings
+from esnac.pruning.schedule import HEADER, Schedule, firings, row, targets
 from esnac.settings import require, require_used
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure, save_student, trainable
 from esnac.stages.retraining import Distillation, require_training, retrain, retraining
 from esnac.training import Hooks, TrainingSettings, accuracy
 
-TRAINING_ONLY = ("initial", "start", "end", "frequency", "epochs", "learning_rate")
+TRAINING_ONLY = ("initial", "start", "end", "frequency", "epochs", "learning_rate", "distillation")
+#: Epochs of a training whose length is not known yet, or does not matter.
+UNKNOWN = 10**6
 #: Share of the epochs in which the sparsity rises; the others make good (8 of 12 on digits).
 RISE = 2 / 3
 
@@ -63,10 +65,11 @@ class PruneSettings:
         require_used(self, unused, f"with method {self.method!r}")
         if not self.train:
             require_used(self, TRAINING_ONLY, "without training")
-        self.pruners(self.epochs or 10**6)
+        self.pruners(self.epochs or UNKNOWN)
 
     def pruners(self, epochs: int) -> tuple[Pruner, ...]:
-        """The pruners of a training of so many epochs. Raises SettingsError."""
+        """The pruners of a training of so many epochs. Raises SettingsError if they do not fit."""
+        epochs = epochs if self.train else UNKNOWN
         own: dict[str, float] = {}
         for pattern, sparsity in map(_parse, self.overrides):
             if pattern in own:
@@ -74,11 +77,14 @@ class PruneSettings:
             own[pattern] = sparsity
         end = Pruner.end if self.end is None else self.end
         if self.end is None and self.method == "agp":
-            end = max(self.start + self.frequency + 1, round(epochs * RISE))
+            least = self.start + self.frequency + 1
+            require(epochs >= least, "epochs", f"at least {least}, to prune gradually", epochs)
+            end = max(least, round(epochs * RISE))
         rest = Pruner(
             self.method, self.layers, (*self.exclude, *own), self.sparsity, self.initial,
             self.start, end, self.frequency, self.n, self.m,
         )  # fmt: skip
+        rest.window.check_fits(epochs, f"prune-{self.method}")
         special = (replace(rest, layers=(k,), exclude=(), sparsity=s) for k, s in own.items())
         return (rest, *special)
 
@@ -94,7 +100,15 @@ class PruneStage:
     def rehearse(self, student: nn.Module, training: TrainingSettings) -> list[tuple[str, ...]]:
         """What fires when. Raises SettingsError for what does not fit."""
         epochs = training.epochs if self.settings.epochs is None else self.settings.epochs
-        return firings(student, Schedule(epochs, self.settings.pruners(epochs)))
+        pruners = self.settings.pruners(epochs)
+        Gradual(student, pruners)
+        if self.settings.train:
+            return firings(student, Schedule(epochs, pruners))
+        rows = (
+            row("at once", f"prune {p.method}", f"{p.final:.4f}", targets(student, p))
+            for p in pruners
+        )
+        return [HEADER, *rows]
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         """`details`: test accuracies (dense; the same masks without training; this student), and
@@ -109,8 +123,6 @@ class PruneStage:
         table["without training"] = on_test(student, context)
         if self.settings.train:
             student = trainable(source, context.device)
-            for pruner in pruners:
-                pruner.window.check_fits(training.epochs, self.name)
             gradual = Gradual(student, pruners)
             hooks = Hooks(gradual.before_epoch, settled=gradual.settled, about=repr(pruners))
             retrain(student, training, context, target / CHECKPOINT, "prune", hooks=hooks)

@@ -28,10 +28,10 @@ from esnac.data.batches import training_batches
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError
 from esnac.graphs.network import StudentNetwork
-from esnac.quantization import packed, store
+from esnac.quantization import methods, packed, store
 from esnac.quantization.allocation import gradient_norms, reallocate
 from esnac.quantization.attach import Plan, attach, calibrate, is_quantized, verify_fired
-from esnac.quantization.methods import plan_of
+from esnac.quantization.methods import plan_of, require_bits
 from esnac.quantization.points import PointSettings, freeze_but_points
 from esnac.quantization.policy import FLOAT, Policy
 from esnac.quantization.post_mortem import post_mortem
@@ -101,7 +101,12 @@ class QuantizeSettings:
         require(self.bucket >= 1, "bucket", "at least 1", self.bucket)
         require_training(self.epochs, self.learning_rate)
         require_used(self, UNUSED[self.method], f"with method {self.method!r}")
-        self.policy()
+        require_bits(self.kind, self.policy())
+
+    @property
+    def kind(self) -> methods.Method:
+        """Whose quantisers are taken."""
+        return "qd" if self.method == "post" else self.method
 
     def policy(self) -> Policy:
         """The bits of each layer; raises SettingsError for overrides that do not read."""
@@ -121,6 +126,13 @@ class QuantizeStage:
     @property
     def name(self) -> str:
         return f"quantize-{self.settings.method}"
+
+    def rehearse(
+        self, student: StudentNetwork, training: TrainingSettings
+    ) -> list[tuple[str, ...]]:
+        """No rows. Raises EsnacError for overrides of layers that are not there."""
+        plan_of(student, self.settings.kind, self.settings.policy())
+        return []
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         """`details`: a table of test accuracies (float; the same bits by rounding alone, with and

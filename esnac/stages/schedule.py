@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from esnac import files
 from esnac.errors import EsnacError, SettingsError
 from esnac.graphs.network import StudentNetwork
@@ -20,7 +18,7 @@ from esnac.pruning import schedule as schedules
 from esnac.pruning.gradual import Gradual, masked_master
 from esnac.pruning.schedule import QuantizerEntry, Schedule
 from esnac.quantization.attach import Plan, activation_quantizers, attach, weight_quantizers
-from esnac.quantization.methods import plan_of
+from esnac.quantization.methods import plan_of, require_bits
 from esnac.quantization.policy import FLOAT, Policy
 from esnac.settings import require
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
@@ -45,7 +43,8 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         require(bool(self.path), "path", "a TOML file: schedule(file, path=plan.toml)", "nothing")
         require_training(None, self.learning_rate)
-        schedules.load(Path(self.path))
+        for entry in schedules.load(Path(self.path)).quantizers:
+            require_bits(entry.method, _policy(entry))
 
 
 class ScheduleStage:
@@ -61,9 +60,13 @@ class ScheduleStage:
     def name(self) -> str:
         return f"schedule-{self.settings.method}"
 
-    def rehearse(self, student: nn.Module, training: TrainingSettings) -> list[tuple[str, ...]]:
+    def rehearse(
+        self, student: StudentNetwork, training: TrainingSettings
+    ) -> list[tuple[str, ...]]:
         """What fires when. Raises SettingsError for what does not fit."""
-        return schedules.firings(student, self.schedule)
+        rows = schedules.firings(student, self.schedule)
+        _Acting(student, self.schedule)
+        return rows
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         """`details`: test accuracies before and after, zeros of each weight, what fired when."""
@@ -135,9 +138,7 @@ class _Acting:
 
 def _attach(student: StudentNetwork, entry: QuantizerEntry) -> Plan:
     """Puts the quantisers of an entry on the student, its end layers included."""
-    inputs = FLOAT if entry.activations is None else entry.activations
-    bits = Policy(entry.weights, inputs, overrides=(f"*={entry.weights}/{inputs}",))
-    whole = plan_of(student, entry.method, bits)
+    whole = plan_of(student, entry.method, _policy(entry))
     names = schedules.targets(student, entry)
     if left := [name for name in names if name not in whole.weights]:
         raise SettingsError(f"{left[0]} cannot be quantised. Leave it out with exclude.")
@@ -148,3 +149,8 @@ def _attach(student: StudentNetwork, entry: QuantizerEntry) -> Plan:
     )
     attach(student, plan)
     return plan
+
+
+def _policy(entry: QuantizerEntry) -> Policy:
+    inputs = FLOAT if entry.activations is None else entry.activations
+    return Policy(entry.weights, inputs, overrides=(f"*={entry.weights}/{inputs}",))

@@ -93,6 +93,8 @@ class SlimSettings:
                 raise SettingsError(f"{name} belongs to method 'scales', not to {self.method!r}.")
         if not self.finetune:
             require_used(self, ("epochs", "learning_rate"), "without fine-tuning")
+            if self.method != "scales":
+                require_used(self, ("distillation",), "without training")
 
     @property
     def share(self) -> float:
@@ -107,6 +109,15 @@ class SlimStage:
     @property
     def name(self) -> str:
         return f"slim-{self.settings.method}"
+
+    def rehearse(
+        self, student: StudentNetwork, training: TrainingSettings
+    ) -> list[tuple[str, ...]]:
+        """No rows. Raises SettingsError for layers that are not there, and without norms."""
+        _space(student, self.settings)
+        if self.settings.method == "scales":
+            norm_scales(student)
+        return []
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         """`details`: test accuracies and parameters after each step (cut by this importance and,
@@ -206,7 +217,7 @@ class _Work:
     def cut(self, student: StudentNetwork, place: str) -> StudentNetwork:
         """Without the least important channels; tells what the other importances would give."""
         s = self.settings
-        space = self._space(student)
+        space = _space(student, s)
         free = removable(space, by_scales=s.method == "scales")
         found = student
         for kind, scores in self._scores(student, space):
@@ -224,13 +235,6 @@ class _Work:
                     saved_by_minimum(space, scores, s.share, free)
                 )
         return found
-
-    def _space(self, student: StudentNetwork) -> Space:
-        s = self.settings
-        makers = [f"{x.name}.weight" for x in student.graph.layers if makes_channels(x)]
-        chosen = matching(aliases(student, makers), s.layers, s.exclude)
-        held = [name.rpartition(".")[0] for name in makers if name not in chosen]
-        return Space(student.graph, tie="dependency", protected=held)
 
     def _scores(
         self, student: StudentNetwork, space: Space
@@ -251,6 +255,13 @@ class _Work:
         )
         for inputs, labels, _ in islice(batches, IMAGES // BATCH):
             yield inputs, labels
+
+
+def _space(student: StudentNetwork, settings: SlimSettings) -> Space:
+    makers = [f"{x.name}.weight" for x in student.graph.layers if makes_channels(x)]
+    chosen = matching(aliases(student, makers), settings.layers, settings.exclude)
+    held = [name.rpartition(".")[0] for name in makers if name not in chosen]
+    return Space(student.graph, tie="dependency", protected=held)
 
 
 def _widths(student: StudentNetwork) -> dict[str, int]:

@@ -30,13 +30,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "student"
 
 
-def make_run(root: Path, dataset: str = "cifar100", accuracy: float = 0.7999) -> Path:
+def make_run(
+    root: Path, dataset: str = "cifar100", accuracy: float = 0.7999, stage: str = "train"
+) -> Path:
     figures = {"params": 10, "macs": 8, "ratio": 0.5, "f": 0.9, "seconds": 1.0}
     with Run.create(root, "a", {"seed": 1}) as run:
         run.append("run", network="x", dataset=dataset, engine="esnac", seed=1, versions={})
         run.append("teacher", accuracy=0.9, validation_accuracy=0.9, params=20, macs=16)
         run.append("finalists", trials=[0])
-        done = {"stage": "train", "accuracy": accuracy, "validation_accuracy": 0.9, **figures}
+        done = {"stage": stage, "accuracy": accuracy, "validation_accuracy": 0.9, **figures}
         run.append("stage", index=0, trial=0, path="finalists/0", **done)
         students.save(run.finalist_folder(0), StudentNetwork(GRAPH))
     return root / "a"
@@ -103,11 +105,19 @@ def test_a_run_knows_the_accuracy(
     assert capsys.readouterr().err == ""
 
 
+def test_an_int8_file_is_not_the_student(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(folder.parent / "runs", accuracy=0.9, stage="export-onnx_int8")
+    assert call("a") == 0
+    assert "that of the exported INT8 file, the score that of the float" in capsys.readouterr().err
+    assert call("a", "--weight-bits", "8", "--activation-bits", "8") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_on_other_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(folder.parent / "runs", "digits", 0.99)
     assert call("a") == 0
     out, err = capsys.readouterr()
-    assert "accuracy    99.00 % on digits; an entry needs 80 %" in out
+    assert "accuracy    99 % on digits; an entry needs 80 %" in out
     assert "trained on digits, not on cifar100. It is no entry" in err
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from esnac.cli import main
+from esnac.cli import main, sensitivity
 from esnac.graphs import student as students
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
@@ -58,6 +58,54 @@ def test_an_unknown_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     words = ["sensitivity", str(folder), "--dataset", "digits", "--layers", "conv"]
     assert main(words) == 2
     assert "Layer 'conv' matches nothing." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--drop", "1"], "drop must be in [0, 1)"),
+        (["--schedule", "plan.toml", "--epochs", "2"], "epochs must be at least 3"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_measured(
+    words: list[str],
+    message: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sensitivity, "_analyse", lambda args: pytest.fail("measured"))
+    assert main(["sensitivity", str(folder), "--dataset", "digits", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        ("prune(nm, n=2, m=5)", "no multiple of 5"),
+        ("prune(magnitude, layers=[conv9])", "'conv9' matches nothing"),
+        ("slim(scales, layers=[conv9])", "'conv9' matches nothing"),
+        ('quantize(lsq, overrides=["conv9=2"])', "conv9"),
+        ("quantize(lsq, weights=1)", "from 2 to 8"),
+    ],
+)
+def test_a_dry_run_finds_what_does_not_fit(
+    chain: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--network", "resnet20", "--dataset", "digits", "--weights", str(folder)]
+    assert main(["compress", *words, "--stages", chain, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_of_pruning_without_training(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--network", "resnet20", "--dataset", "digits", "--weights", str(folder)]
+    chain = "prune(agp, sparsity=0.5, train=false)"
+    assert main(["compress", *words, "--stages", chain, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:6] == ["at", "once", "prune", "agp", "0.5000", "2"]
+    assert len(lines) == 3
 
 
 def test_a_dry_run_tells_what_fires_when_and_writes_nothing(

@@ -8,11 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from esnac import networks
 from esnac.deployment import onnx_session
 from esnac.deployment.onnx_export import export
 from esnac.errors import EsnacError
 from esnac.graphs.masks import attach_masks
 from esnac.graphs.network import StudentNetwork
+from esnac.graphs.space import Space
+from esnac.graphs.trace import trace
+from esnac.pruning.importance import at_random
+from esnac.pruning.removal import removable, remove
+from esnac.pruning.slimming import choose
 
 pytestmark = pytest.mark.usefixtures("onnx_extra")
 
@@ -54,6 +60,18 @@ def test_pre_activation_norms_become_convolutions(
     after = pre_activation.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "preact_resnet38", "densenet40", "shufflenet"])
+def test_slimmed_networks_need_no_gather(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = StudentNetwork(trace(networks.build(name, 10), (3, 32, 32)))
+    space = Space(network.graph, tie="dependency")
+    scores = at_random(space.groups, torch.Generator().manual_seed(0))
+    small = remove(network, space, choose(space, scores, 0.5, removable(space, by_scales=False)))
+    assert export(small.eval(), tmp_path / "a.onnx", (3, 32, 32)) <= 1e-4
+    found = onnx_session.operators(tmp_path / "a.onnx")
+    assert found["Gather"] == found["GatherElements"] == found["GatherND"] == 0
 
 
 def test_slices_and_shuffles_need_no_gather(

@@ -95,6 +95,18 @@ def teacher(digits: Digits) -> nn.Module:
     return network.requires_grad_(False)
 
 
+def distil(teacher: nn.Module, temperature: float, share: float) -> Loss:
+    """`share` of the softened divergence from the teacher, the rest on the labels."""
+
+    def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        wanted = F.log_softmax(teacher(images) / temperature, dim=1)
+        found = F.log_softmax(logits / temperature, dim=1)
+        soft = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        return share * temperature**2 * soft + (1 - share) * F.cross_entropy(logits, labels)
+
+    return loss
+
+
 def sparsity_of(weight: Tensor) -> float:
     """The share of exact zeros."""
     return (weight == 0).double().mean().item()

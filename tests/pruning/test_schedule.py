@@ -122,6 +122,7 @@ def test_schedules_that_cannot_be(text: str, message: str, tmp_path: Path) -> No
     [
         ('[[pruners]]\nend = 2\nlayers = ["01"]', "'01' matches nothing"),
         ('[[pruners]]\nend = 2\n[[pruners]]\nend = 2\nlayers = ["0"]', "named twice"),
+        ("[[regularizers]]\nstrength = 1.0\n" * 2, "named twice, by two scales penalties"),
         ('[[quantizers]]\n[[quantizers]]\nlayers = ["3"]', r"3\.weight is named twice"),
         ('[[regularizers]]\nstrength = 1\nlayers = ["3"]', "'3' matches nothing"),
     ],

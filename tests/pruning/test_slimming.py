@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esnac.errors import SettingsError, TrainingError
@@ -25,7 +24,7 @@ from esnac.pruning.slimming import (
     strength_for,
     threshold,
 )
-from tests.pruning.conftest import Digits, plain
+from tests.pruning.conftest import Digits, distil, plain
 
 
 def student(module: nn.Module) -> StudentNetwork:
@@ -104,13 +103,16 @@ def test_no_layer_is_emptied_at_seventy_percent(seed: int) -> None:
 
 
 def test_nothing_to_remove_is_an_error() -> None:
-    network = with_scales(*[torch.ones(4)] * 4)
+    rising = with_scales(*[torch.arange(1.0, 5.0)] * 4)
     with pytest.raises(SettingsError, match="removes nothing"):
-        slim(network, 0.5, minimum=4)
+        slim(rising, 0.5, minimum=4)
+    network = with_scales(*[torch.ones(4)] * 4)
     space = Space(network.graph, tie="dependency", protected=["*"])
     scores = by_scales(network, space.groups)
     with pytest.raises(SettingsError, match="No channels of this network can go"):
         choose(space, scores, 0.5, removable(space, by_scales=True))
+    with pytest.raises(SettingsError, match="have the same importance"):
+        slim(network, 0.5)
     with pytest.raises(SettingsError, match=r"sparsity must be in \(0, 1\)"):
         slim(network, 1.0)
 
@@ -131,18 +133,6 @@ def sparse(digits: Digits) -> tuple[nn.Module, float]:
     module = plain()
     value = penalty(norm_scales(module).values(), 0.02)
     return module, digits.fit(module, 30, 0.05, penalty=value)
-
-
-def distil(teacher: nn.Module) -> object:
-    def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        T, alpha = 3.0, 0.9
-        wanted = F.log_softmax(teacher(images) / T, dim=1)
-        soft = F.kl_div(
-            F.log_softmax(logits / T, dim=1), wanted, reduction="batchmean", log_target=True
-        )
-        return alpha * T**2 * soft + (1 - alpha) * F.cross_entropy(logits, labels)
-
-    return loss
 
 
 @pytest.mark.slow
@@ -172,7 +162,7 @@ def test_seventy_percent_of_the_channels_of_digits_go_with_distillation(
     at_once = digits.accuracy(small)
     tuned, distilled = copy.deepcopy(small), copy.deepcopy(small)
     fine = digits.fit(tuned, 5, 0.02)
-    best = digits.fit(distilled, 5, 0.02, loss=distil(teacher))  # type: ignore[arg-type]
+    best = digits.fit(distilled, 5, 0.02, loss=distil(teacher, 3.0, 0.9))
     params = cost(small.graph).params
     print(f"70 % {at_once:.4f}, fine-tuned {fine:.4f}, distilled {best:.4f}, {params}")
     assert best >= accuracy - 0.03

@@ -68,7 +68,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def run(source: Path, target: Path, context: StageContext, **settings: Any) -> Any:
-    settings = {"distillation": "none", **settings}
+    if settings.get("train", True):
+        settings = {"distillation": "none", **settings}
     return PruneStage(PruneSettings(**settings)).run(source, target, context)
 
 
@@ -191,6 +192,10 @@ def test_a_quantised_student_is_pruned_and_stays_quantised(
         ({"method": "magnitude", "end": 5}, "end has no effect"),
         ({"n": 1}, "n has no effect with method 'agp'"),
         ({"train": False, "epochs": 5}, "epochs has no effect without training"),
+        ({"train": False, "distillation": "none"}, "distillation has no effect without training"),
+        ({"start": 50, "end": 60, "epochs": 12}, "prune-agp fires last at epoch 59"),
+        ({"start": 50, "epochs": 12}, "epochs must be at least 52, to prune gradually; got 12"),
+        ({"epochs": 1}, "epochs must be at least 2"),
         ({"overrides": ("conv=0.3", "conv=0.4")}, "'conv' is named twice"),
         ({"epochs": 0}, "epochs must be at least 1"),
     ],

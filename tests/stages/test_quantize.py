@@ -208,6 +208,8 @@ def test_a_quantised_student_is_not_quantised_again(
         ({"activations": 9}, "1 to 8"),
         ({"weights": 2.5}, "weights must be a whole number of bits with lsq"),
         ({"method": "qd", "bucket": 0}, "bucket"),
+        ({"weights": 1}, "bits must be a whole number from 2 to 8; got 1"),
+        ({"overrides": ["conv=1/4"]}, "bits must be a whole number from 2 to 8; got 1"),
         ({"bucket": 64}, "bucket has no effect with method 'lsq'"),
         ({"method": "post", "epochs": 2}, "epochs has no effect with method 'post'"),
         ({"epochs": 0}, "epochs"),

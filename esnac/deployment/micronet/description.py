@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from esnac.deployment.micronet.folding import folded_norms
 from esnac.deployment.micronet.sums import FULL
 from esnac.errors import EsnacError, UnknownNameError
 from esnac.graphs.masks import effective_weights, mask_of
@@ -87,20 +88,24 @@ def describe(network: StudentNetwork) -> Description:
     Quantised weights have their quantiser's codes, and zeros where a mask says so. Of others, those
     of two and more dimensions are sparse in which one value in 32 or more is exactly 0: with fewer
     the mask would cost more than the zeros, which may have come by chance. Scales, offsets and
-    uneven code tables count 32 bits per value, and so does the step of a quantised input; none is
-    thought of as folded. What is multiplied has as many bits as the codes only if these are even
-    steps of one scale per channel or tensor; values of a codebook or of buckets are multiplied with
-    32 bits.
+    uneven code tables count 32 bits per value, and so do step and zero point of a quantised input.
+    The scales of a folded norm go into a weight's own where it has one per channel; they are stored
+    where it has fewer or buckets. What is multiplied has as many bits as the codes only if these
+    are even steps of one scale per channel or tensor; values of a codebook or of buckets are
+    multiplied with 32 bits.
     """
     bits: dict[str, float] = {}
     nonzeros: dict[str, int] = {}
     extra: dict[str, float] = {}
     computed: dict[str, float] = {}
+    layers = network.graph.layers
+    normed = {layers[before].name for before in folded_norms(network.graph).values()}
     for name, weight in effective_weights(network).items():
         codes = _codes(network, name)
         if codes is not None:
             bits[name] = max(math.ceil(math.log2(codes.levels)), 1)
-            extra[name] = FULL * _values_beside(codes)
+            norm = len(weight) if name.rpartition(".")[0] in normed else 0
+            extra[name] = FULL * _values_beside(codes, norm)
             if isinstance(codes.rows, int) or not _even(codes.table):
                 computed[name] = FULL
             mask = mask_of(network, name)
@@ -111,11 +116,11 @@ def describe(network: StudentNetwork) -> Description:
             count = int(torch.count_nonzero(weight))
             if FULL * (weight.numel() - count) >= weight.numel():
                 nonzeros[name] = count
-    for layer in network.graph.layers:
+    for layer in layers:
         quantizer = getattr(network, layer.name)._modules.get("input_quantizer")
         if quantizer is not None:
             bits[f"{layer.name}.input"] = float(quantizer.settings.bits)
-            extra[f"{layer.name}.input"] = FULL
+            extra[f"{layer.name}.input"] = FULL * (1 + bool(getattr(quantizer, "zero_point", 0)))
     return Description(bits, nonzeros, extra, computed=computed)
 
 
@@ -132,9 +137,13 @@ def _codes(network: nn.Module, name: str) -> Any:
     return None
 
 
-def _values_beside(codes: Any) -> int:
-    """Scales, offsets, and the table of points unless they are evenly spaced."""
-    count: int = codes.scale.numel() + (0 if codes.offset is None else codes.offset.numel())
+def _values_beside(codes: Any, norm: int) -> int:
+    """Scales, those of a norm of `norm` channels that do not fit into them, offsets, and the table
+    of points unless they are evenly spaced."""
+    count: int = codes.scale.numel()
+    if norm and codes.rows != "channel":
+        count = norm if codes.rows == "tensor" and _even(codes.table) else count + norm
+    count += 0 if codes.offset is None else codes.offset.numel()
     return count if _even(codes.table) else count + len(codes.table)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esnac.deployment.micronet.description import Description
+from esnac.deployment.micronet.folding import PRODUCTS, folded_norms
 from esnac.deployment.micronet.operations import Call, Work, addition, work
-from esnac.deployment.micronet.storage import PRODUCTS, folded_norms, stored_bits, tensor_sizes
+from esnac.deployment.micronet.storage import stored_bits, tensor_sizes
 from esnac.deployment.micronet.sums import FULL, Accumulation
 from esnac.deployment.micronet.tasks import Task
 from esnac.errors import EsnacError

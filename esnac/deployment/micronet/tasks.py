@@ -29,11 +29,11 @@ class Task:
         if self.perplexity:
             if quality <= self.target:
                 return None
-            return f"Perplexity {quality:g} exceeds {self.target:g}, the most for {self.name}."
+            return f"Perplexity {quality:.10g} exceeds {self.target:g}, the most for {self.name}."
         if quality >= self.target:
             return None
         return (
-            f"Accuracy {100 * quality:.4g} % is below {100 * self.target:g} %, the least for "
+            f"Accuracy {100 * quality:.10g} % is below {100 * self.target:g} %, the least for "
             f"{self.name}."
         )
 

@@ -12,21 +12,21 @@ from esnac.errors import EsnacError
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.masks import attach_masks
 from esnac.graphs.network import StudentNetwork
-from esnac.quantization.codes import Codes, decode
+from esnac.quantization.codes import Codes, Rows, decode, row_length
 
 
 class Rounded(nn.Module):
-    """A quantiser of weights to `table` with one scale per channel."""
+    """A quantiser of weights to `table` with one scale per row."""
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, rows: Rows = "channel") -> None:
         super().__init__()
-        self.table = table
+        self.table, self.rows = table, rows
 
     def codes(self, weight: Tensor) -> Codes:
-        scale = weight.abs().flatten(1).amax(1, keepdim=True).clamp_min(1e-3)
-        scaled = weight.flatten(1) / scale
-        codes = (scaled[..., None] - self.table).abs().argmin(-1).view(weight.shape)
-        return Codes(codes, self.table, scale, None, "channel")
+        flat = weight.reshape(-1, row_length(tuple(weight.shape), self.rows))
+        scale = flat.abs().amax(1, keepdim=True).clamp_min(1e-3)
+        codes = (flat[..., None] / scale[..., None] - self.table).abs().argmin(-1)
+        return Codes(codes.view(weight.shape), self.table, scale, None, self.rows)
 
     def forward(self, weight: Tensor) -> Tensor:
         return decode(self.codes(weight))
@@ -54,9 +54,9 @@ def weight_name(network: StudentNetwork, kind: str = "conv") -> str:
     return f"{name}.weight"
 
 
-def quantise(network: StudentNetwork, name: str, table: Tensor) -> None:
+def quantise(network: StudentNetwork, name: str, table: Tensor, rows: Rows = "channel") -> None:
     module = network.get_submodule(name.rpartition(".")[0])
-    parametrize.register_parametrization(module, "weight", Rounded(table), unsafe=True)
+    parametrize.register_parametrization(module, "weight", Rounded(table, rows), unsafe=True)
 
 
 def test_a_plain_student_has_nothing_to_tell(network: StudentNetwork) -> None:
@@ -98,11 +98,32 @@ def test_quantised_weights(network: StudentNetwork) -> None:
     assert describe(network).nonzeros == {conv: 36}
 
 
+@pytest.mark.parametrize(
+    ("rows", "table", "values"),
+    [
+        ("channel", torch.linspace(-1, 1, 4), 4),
+        ("tensor", torch.linspace(-1, 1, 4), 4),
+        ("tensor", torch.tensor([-1.0, -0.2, 0.3, 1.0]), 1 + 4 + 4),
+        (27, torch.linspace(-1, 1, 4), 4 + 4),
+    ],
+)
+def test_scales_of_a_norm_are_stored_where_the_weight_has_none_per_channel(
+    network: StudentNetwork, rows: Rows, table: Tensor, values: int
+) -> None:
+    """A norm of 4 channels follows the convolution of 108 weights, none the linear layer."""
+    conv, linear = weight_name(network), weight_name(network, "linear")
+    quantise(network, conv, table, rows)
+    quantise(network, linear, torch.linspace(-1, 1, 4), "tensor")
+    assert describe(network).extra == {conv: values * 32, linear: 32}
+
+
 def test_quantised_inputs(network: StudentNetwork) -> None:
     name = weight_name(network, "linear").removesuffix(".weight")
     network.get_submodule(name).add_module("input_quantizer", Reads(4))
     found = describe(network)
     assert (found.bits, found.extra) == ({f"{name}.input": 4}, {f"{name}.input": 32})
+    network.get_submodule(name).input_quantizer.zero_point = -3
+    assert describe(network).extra == {f"{name}.input": 64}
 
 
 def test_a_quantised_student_is_scored_and_gets_no_freebie(network: StudentNetwork) -> None:
