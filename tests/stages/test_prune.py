@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from esnac.data import DataSet
+from esnac.deployment.micronet import describe, score, task
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError, SettingsError
 from esnac.graphs import student as students
@@ -25,6 +26,7 @@ from esnac.quantization.policy import Policy
 from esnac.runtime import derive_seed
 from esnac.stages._base import StageContext
 from esnac.stages.full_training import FullTraining
+from esnac.stages.notation import parse
 from esnac.stages.pipeline import links
 from esnac.stages.prune import PruneSettings, PruneStage
 from esnac.training import EpochRecord, TrainingSettings
@@ -220,3 +222,36 @@ def test_settings_that_do_not_fit(
     with pytest.raises(SettingsError, match=message):
         run(source, tmp_path / "a", context, **settings)
     assert not (tmp_path / "a" / students.WEIGHTS).exists()
+
+
+def test_pruned_then_quantised_then_exported(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    """The chain of the README by its links: zeros and bits of one stage are there in the next."""
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    chain = (
+        "prune(agp, sparsity=0.8, epochs=4), quantize(lsq, weights=4, activations=4, ends=4, "
+        "epochs=2, without_teacher=false), export(onnx_int4)"
+    )
+    results = []
+    for link in links(parse(chain)):
+        folder = link.folder(tmp_path / "finalist")
+        source = link.stage.run(source, folder, context).path
+        network = store.load(source)
+        results.append(score(network.graph, task("cifar100"), describe(network)))
+    pruned, quantised, exported = results
+    assert [path.name for path in sorted((tmp_path / "finalist").iterdir())] == [
+        "1-prune-agp", "2-quantize-lsq", "3-export-onnx_int4",
+    ]  # fmt: skip
+    gone = {
+        name: weight == 0 for name, weight in weights(tmp_path / "finalist/1-prune-agp").items()
+    }
+    for name, weight in prunable(store.load(source)).items():
+        assert not weight[gone[name]].any()
+    sparse = sum(int(zero.sum()) for zero in gone.values())
+    dense = sum(zero.numel() for zero in gone.values())
+    assert sparse / dense == pytest.approx(0.8, abs=0.01)
+    assert quantised.storage < pruned.storage / 2
+    assert quantised.multiplies < pruned.multiplies / 4
+    assert exported.value == quantised.value
+    assert (source / "student.int4.onnx").is_file()
