@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,11 @@ WantedPrecision = Literal["auto", "float32", "bfloat16"]
 #: values per row, and a convolution narrower than two of them is bound by memory. From the geometry
 #: of the tiles; not measured, the machine of the table below has none.
 AMX_WIDTH = 64.0
+
+
+#: Options of mallopt(3): from which size on memory is mapped for one use, and how much may lie
+#: unused at the end of the heap. As compiled into all versions of glibc.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
 
 @dataclass(frozen=True)
@@ -180,9 +186,31 @@ def memory() -> int:
     return min(limits)
 
 
+def inference_batch(device: torch.device) -> int:
+    """How many images to run at a time without gradients.
+
+    On a CPU few, so that what a layer hands on is still in the cache when the next one reads it.
+    """
+    return 32 if device.type == "cpu" else 500
+
+
+def use_threads(count: int | None) -> None:
+    """At the start of a process that is ours: its number of threads (None: as torch has it).
+
+    And tensors of which glibc would map each anew, those above 32 MB, come from memory that was
+    freed before.
+    """
+    if count is not None:
+        torch.set_num_threads(count)
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        adjust = ctypes.CDLL(None).mallopt
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            adjust(option, 2**31 - 1)
+
+
 def use_own_threads() -> None:
     """On a worker of Ray: as many threads as it has cores, which Ray leaves in a variable."""
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    use_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
 @contextmanager

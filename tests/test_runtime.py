@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from esnac.runtime import (
     resolve_precision,
     seeded,
     torch_generator,
+    use_threads,
     without_known_faults,
 )
 
@@ -140,3 +142,23 @@ def test_channels_last_is_avoided_where_it_damages_memory(conv: nn.Module, safe:
     model = nn.Sequential(nn.ReLU(), conv)
     assert without_known_faults(numerics, model, CPU).channels_last is safe
     assert without_known_faults(numerics, model, torch.device("cuda")).channels_last
+
+
+def test_threads_and_memory_of_a_process_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc is asked not to map tensors one by one; another C library is left as it is."""
+    asked: list[tuple[int, int]] = []
+
+    class Library:
+        @staticmethod
+        def mallopt(option: int, value: int) -> int:
+            asked.append((option, value))
+            return 1
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    use_threads(None)
+    assert torch.get_num_threads() == before
+    assert asked == [(-3, 2**31 - 1), (-1, 2**31 - 1)]
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    use_threads(None)
+    assert len(asked) == 2

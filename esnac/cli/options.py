@@ -174,11 +174,10 @@ def _absolute(dataset: str) -> str:
 
 
 def set_threads(args: argparse.Namespace) -> None:
-    """Obeys --threads."""
-    if args.threads is not None:
-        import torch
+    """Obeys --threads; before anything is computed."""
+    from esnac.runtime import use_threads
 
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
 
 
 def amount(text: str) -> float | int:

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from esnac.data.batches import training_batches
 from esnac.data.sets import DataSet
 from esnac.group import ALONE, Group
-from esnac.runtime import WantedPrecision, evaluating, mean_width, resolve_precision
+from esnac.runtime import (
+    WantedPrecision,
+    evaluating,
+    inference_batch,
+    mean_width,
+    resolve_precision,
+)
 
 #: Where fewer epochs than this would fit in memory as float32, they are stored as float16.
 FEW_EPOCHS = 32
@@ -36,13 +42,12 @@ class TeacherTargets:
         device: torch.device,
         precision: WantedPrecision = "auto",
         max_bytes: int = 2**31,
-        batch_size: int = 500,
         group: Group = ALONE,
     ) -> None:
         self.seed = seed
         self._group = group
         self._teacher, self._data, self._device = teacher, data, device
-        self._max_bytes, self._batch_size = max_bytes, batch_size
+        self._max_bytes = max_bytes
         width = mean_width(teacher, data.input_shape, device) if precision == "auto" else 0.0
         self._numerics = resolve_precision(precision, device, width)
         self._stored: dict[int, Tensor] = {}
@@ -80,7 +85,7 @@ class TeacherTargets:
         count = len(self._data.train)
         batches = training_batches(
             self._data,
-            self._batch_size,
+            inference_batch(self._device),
             order_generator=None,
             augmentation_seed=self.seed,
             epoch=epoch,

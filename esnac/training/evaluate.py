@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from esnac.data.batches import evaluation_batches
 from esnac.data.sets import DataSet, Images
 from esnac.errors import DataError
-from esnac.runtime import evaluating
+from esnac.runtime import evaluating, inference_batch
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Images, data: DataSet, batch_size: int = 250) -> float:
+def accuracy(model: nn.Module, images: Images, data: DataSet) -> float:
     """Fraction in [0, 1] of `images` whose largest logit is that of the label.
 
     `model` and `images` lie on the same device; `data` says how to normalise. Float32 whatever the
@@ -26,19 +26,25 @@ def accuracy(model: nn.Module, images: Images, data: DataSet, batch_size: int = 
     right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
     with evaluating(model), _without_tf32():
         for inputs, labels in evaluation_batches(
-            images, data, batch_size, memory_format=torch.channels_last
+            images, data, _batch(images), memory_format=torch.channels_last
         ):
             right += (model(inputs).argmax(dim=1) == labels).sum()
     return right.item() / len(images)
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Images, data: DataSet, batch_size: int = 250) -> Tensor:
+def logits(model: nn.Module, images: Images, data: DataSet) -> Tensor:
     """N x classes logits (float32) of `images` in order, as `accuracy` sees them."""
     _require_images(images, data)
     with evaluating(model), _without_tf32():
-        batches = evaluation_batches(images, data, batch_size, memory_format=torch.channels_last)
+        batches = evaluation_batches(
+            images, data, _batch(images), memory_format=torch.channels_last
+        )
         return torch.cat([model(inputs).float() for inputs, _ in batches])
+
+
+def _batch(images: Images) -> int:
+    return inference_batch(images.labels.device)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def teacher() -> Teacher:
 def test_targets_are_those_of_the_batches_that_a_student_sees(
     data: DataSet, teacher: Teacher
 ) -> None:
-    targets = TeacherTargets(teacher, data, seed=7, device=CPU, batch_size=16).epoch(3)
+    targets = TeacherTargets(teacher, data, seed=7, device=CPU).epoch(3)
     assert targets.shape == (len(data.train), 3)
     assert targets.dtype == torch.float32
     teacher.eval()

@@ -31,13 +31,13 @@ class Brightest(nn.Module):
 
 def test_accuracy_is_the_fraction_of_right_images(data: DataSet) -> None:
     model = Brightest()
-    assert accuracy(model, data.test, data, batch_size=7) == 0.5
+    assert accuracy(model, data.test, data) == 0.5
     assert accuracy(model, data.validation, data) == 1.0
     assert model.training
 
 
 def test_logits_keep_the_order(data: DataSet) -> None:
-    found = logits(Brightest(), data.train, data, batch_size=10)
+    found = logits(Brightest(), data.train, data)
     assert found.shape == (len(data.train), 3)
     assert torch.equal(found.argmax(dim=1), data.train.labels)
     assert not found.requires_grad
