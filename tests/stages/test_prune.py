@@ -156,7 +156,9 @@ def test_zeros_are_masks_to_the_stages_that_follow(
     assert len(masks_of_zeros(students.load(folder))) == 3
 
 
-@pytest.mark.parametrize(("method", "training"), [("lsq", {"epochs": 1}), ("post", {})])
+@pytest.mark.parametrize(
+    ("method", "training"), [("lsq", {"epochs": 1}), ("dq", {"epochs": 1}), ("post", {})]
+)
 def test_zeros_survive_quantisation(
     method: str, training: dict[str, Any], source: Path, tmp_path: Path, context: StageContext
 ) -> None:
