@@ -27,7 +27,8 @@ __all__ = ["context", "source"]
 
 
 def run(source: Path, target: Path, context: StageContext, **settings: Any) -> StageResult:
-    settings = {"distillation": "none", **settings}
+    if settings.get("finetune", True) or "method" not in settings:  # otherwise nothing is trained
+        settings = {"distillation": "none", **settings}
     return SlimStage(SlimSettings(**settings)).run(source, target, context)
 
 
