@@ -95,7 +95,7 @@ def child(args: argparse.Namespace) -> int:
     found = {"training": rate(TRAINING, lambda x: network(x).square().mean().backward())}
     network.eval()
     with torch.inference_mode():
-        found["few"] = rate(inference_batch(torch.device("cpu")), network)
+        found["few"] = rate(inference_batch(torch.device("cpu"), (3, 32, 32)), network)
         found["many"] = rate(BATCH, network)
     print(json.dumps(found))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -186,12 +187,15 @@ def memory() -> int:
     return min(limits)
 
 
-def inference_batch(device: torch.device) -> int:
-    """How many images to run at a time without gradients.
+def inference_batch(device: torch.device, input_shape: Sequence[int]) -> int:
+    """How many images (C x H x W) to run at a time without gradients.
 
-    On a CPU few, so that what a layer hands on is still in the cache when the next one reads it.
+    On a CPU few, so that what a layer hands on is still in the cache when the next one reads it: 32
+    of 32x32 (`benchmarks/memory.py`), as many pixels of others.
     """
-    return 32 if device.type == "cpu" else 500
+    if device.type != "cpu":
+        return 500
+    return min(max(2**15 // math.prod(input_shape[1:]), 8), 500)
 
 
 def use_threads(count: int | None) -> None:

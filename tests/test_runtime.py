@@ -162,3 +162,9 @@ def test_threads_and_memory_of_a_process_of_ours(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     use_threads(None)
     assert len(asked) == 2
+
+
+def test_few_images_at_a_time_on_a_cpu() -> None:
+    shapes = [(1, 8, 8), (3, 32, 32), (3, 224, 224)]
+    assert [runtime.inference_batch(CPU, shape) for shape in shapes] == [500, 32, 8]
+    assert runtime.inference_batch(torch.device("cuda"), (3, 32, 32)) == 500

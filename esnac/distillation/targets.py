@@ -85,7 +85,7 @@ class TeacherTargets:
         count = len(self._data.train)
         batches = training_batches(
             self._data,
-            inference_batch(self._device),
+            inference_batch(self._device, self._data.input_shape),
             order_generator=None,
             augmentation_seed=self.seed,
             epoch=epoch,

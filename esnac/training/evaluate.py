@@ -26,7 +26,7 @@ def accuracy(model: nn.Module, images: Images, data: DataSet) -> float:
     right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
     with evaluating(model), _without_tf32():
         for inputs, labels in evaluation_batches(
-            images, data, _batch(images), memory_format=torch.channels_last
+            images, data, _batch(images, data), memory_format=torch.channels_last
         ):
             right += (model(inputs).argmax(dim=1) == labels).sum()
     return right.item() / len(images)
@@ -38,13 +38,13 @@ def logits(model: nn.Module, images: Images, data: DataSet) -> Tensor:
     _require_images(images, data)
     with evaluating(model), _without_tf32():
         batches = evaluation_batches(
-            images, data, _batch(images), memory_format=torch.channels_last
+            images, data, _batch(images, data), memory_format=torch.channels_last
         )
         return torch.cat([model(inputs).float() for inputs, _ in batches])
 
 
-def _batch(images: Images) -> int:
-    return inference_batch(images.labels.device)
+def _batch(images: Images, data: DataSet) -> int:
+    return inference_batch(images.labels.device, data.input_shape)
 
 
 @contextmanager
