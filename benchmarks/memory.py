@@ -2,7 +2,7 @@
 
 A network at 32x32 with 10 classes, random images, channels-last, float32. A process that maps large
 tensors one by one, as glibc does unless told, and one that is set up as `esnac` sets up its own
-(`esnac.runtime.use_threads`) take turns; figures are the best of the rounds.
+(`esnac.runtime.set_up_process`) take turns; figures are the best of the rounds.
 
 Prints one JSON object on its last line; the machine goes to standard error.
 
@@ -74,11 +74,11 @@ def child(args: argparse.Namespace) -> int:
     import torch
 
     from esnac import networks
-    from esnac.runtime import inference_batch, use_threads
+    from esnac.runtime import inference_batch, set_up_process
 
     torch.set_num_threads(args.threads)
     if args.child == "reused":
-        use_threads(args.threads)
+        set_up_process(args.threads)
     torch.manual_seed(0)
     network = networks.build(args.network, 10).to(memory_format=torch.channels_last)
 

@@ -217,8 +217,10 @@ def rehearse(
     found: dict[str, list[tuple[str, ...]]] = {}
     for link in links(settings.stages):
         tell = getattr(link.stage, "rehearse", None)
-        student = StudentNetwork(teacher.graph, teacher.weights)
-        rows = [] if tell is None else tell(student, settings.finish.training)
+        rows: list[tuple[str, ...]] = []
+        if tell is not None:
+            student = StudentNetwork(teacher.graph, teacher.weights)
+            rows = tell(student, settings.finish.training)
         found[f"{link.number}-{link.name}"] = rows
     return found
 

@@ -25,7 +25,6 @@ WantedPrecision = Literal["auto", "float32", "bfloat16"]
 #: of the tiles; not measured, the machine of the table below has none.
 AMX_WIDTH = 64.0
 
-
 #: Options of mallopt(3): from which size on memory is mapped for one use, and how much may lie
 #: unused at the end of the heap. As compiled into all versions of glibc.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -198,23 +197,22 @@ def inference_batch(device: torch.device, input_shape: Sequence[int]) -> int:
     return min(max(2**15 // math.prod(input_shape[1:]), 8), 500)
 
 
-def use_threads(count: int | None) -> None:
-    """At the start of a process that is ours: its number of threads (None: as torch has it).
+def set_up_process(threads: int | None) -> None:
+    """At the start of a process of ours: its number of threads (None: as torch has it), and memory.
 
-    And tensors of which glibc would map each anew, those above 32 MB, come from memory that was
-    freed before.
+    glibc maps each tensor above 32 MB anew; here they come from memory that was freed before.
     """
-    if count is not None:
-        torch.set_num_threads(count)
+    if threads is not None:
+        torch.set_num_threads(threads)
     with suppress(AttributeError, OSError, TypeError):  # another C library
         adjust = ctypes.CDLL(None).mallopt
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             adjust(option, 2**31 - 1)
 
 
-def use_own_threads() -> None:
-    """On a worker of Ray: as many threads as it has cores, which Ray leaves in a variable."""
-    use_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+def set_up_worker() -> None:
+    """The same on a worker of Ray, whose number of cores Ray leaves in a variable."""
+    set_up_process(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from esnac.runtime import (
     resolve_device,
     resolve_precision,
     seeded,
+    set_up_process,
     torch_generator,
-    use_threads,
     without_known_faults,
 )
 
@@ -156,11 +156,11 @@ def test_threads_and_memory_of_a_process_of_ours(monkeypatch: pytest.MonkeyPatch
 
     before = torch.get_num_threads()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
-    use_threads(None)
+    set_up_process(None)
     assert torch.get_num_threads() == before
     assert asked == [(-3, 2**31 - 1), (-1, 2**31 - 1)]
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    use_threads(None)
+    set_up_process(None)
     assert len(asked) == 2
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from esnac import api
     from esnac.cli import stat
 
-    options.set_threads(args)
+    options.set_up(args)
     if args.dry_run:
         return _rehearse(args)
     path = api.start_compression(

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from esnac.cli import stat
     from esnac.runs import find_run
 
-    options.set_threads(args)
+    options.set_up(args)
     folders = options.folders(args)
     path = find_run(folders.runs, args.name)
     api.finish(

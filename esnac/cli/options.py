@@ -173,11 +173,11 @@ def _absolute(dataset: str) -> str:
     return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else dataset
 
 
-def set_threads(args: argparse.Namespace) -> None:
-    """Obeys --threads; before anything is computed."""
-    from esnac.runtime import use_threads
+def set_up(args: argparse.Namespace) -> None:
+    """The process, before anything is computed; obeys --threads."""
+    from esnac.runtime import set_up_process
 
-    use_threads(args.threads)
+    set_up_process(args.threads)
 
 
 def amount(text: str) -> float | int:

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from esnac.runs import find_run
 
     args.assignments = args.assignments + goal(args)
-    options.set_threads(args)
+    options.set_up(args)
     folders = options.folders(args)
     earlier = find_run(folders.runs, args.warm_start) if args.warm_start else None
     path = api.start(

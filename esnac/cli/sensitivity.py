@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from esnac.pruning.sensitivity import end_of, kind_of_plot, plot, require_drop
     from esnac.report.tables import columns
 
-    options.set_threads(args)
+    options.set_up(args)
     require_drop(args.drop)
     if args.plot is not None:
         kind_of_plot(args.plot)

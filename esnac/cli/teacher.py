@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     from esnac import api
 
-    options.set_threads(args)
+    options.set_up(args)
     card, folder = api.make_teacher(
         options.choices(args), options.folders(args), device=args.device, force=args.force
     )

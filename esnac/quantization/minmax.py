@@ -114,7 +114,9 @@ class MinMaxActivation(ActivationQuantizer):
 
     @property
     def zero_point(self) -> int:
-        """The step from which zero is counted, 0 or less."""
+        """The step from which zero is counted, 0 or less; 0 before any range is known."""
+        if not self.recall():
+            return 0
         return int(_grid(*self.range, 2**self.settings.bits - 1)[1])
 
     def quantize(self, x: Tensor) -> Tensor:

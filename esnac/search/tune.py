@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from esnac.cluster import Cluster, Mailbox, environment
 from esnac.errors import EsnacError
 from esnac.graphs import student as students
-from esnac.runtime import use_own_threads
+from esnac.runtime import set_up_worker
 from esnac.search.bundle import Bundle
 from esnac.search.evaluation import Evaluation
 from esnac.search.feed import Feed, StreamingFeed, restore
@@ -219,7 +219,7 @@ class StudentTrial(tune.Trainable):
         self, config: dict[str, Any], bundle: Bundle, mailbox: Any, device: str, stepwise: bool
     ) -> None:
         if device == "cpu":
-            use_own_threads()
+            set_up_worker()
         self._folder = tempfile.TemporaryDirectory(prefix="esnac-")
         self._mailbox = mailbox
         self._stepwise = stepwise

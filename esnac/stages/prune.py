@@ -28,6 +28,7 @@ from esnac.stages.measure import load_student, measure, save_student, trainable
 from esnac.stages.retraining import Distillation, require_training, retrain, retraining
 from esnac.training import Hooks, TrainingSettings, accuracy
 
+#: What a stage that does not train does not look at.
 TRAINING_ONLY = ("initial", "start", "end", "frequency", "epochs", "learning_rate", "distillation")
 #: Epochs of a training whose length is not known yet, or does not matter.
 UNKNOWN = 10**6

@@ -52,7 +52,6 @@ CALIBRATION, BATCH = 1200, 100
 #: Batches from which gradients are measured (Polino et al. 2018: 5).
 GRADIENTS = 5
 
-
 #: What each method does not look at.
 UNUSED: dict[Method, tuple[str, ...]] = {
     "lsq": ("bucket",),
@@ -101,12 +100,7 @@ class QuantizeSettings:
         require(self.bucket >= 1, "bucket", "at least 1", self.bucket)
         require_training(self.epochs, self.learning_rate)
         require_used(self, UNUSED[self.method], f"with method {self.method!r}")
-        require_bits(self.kind, self.policy())
-
-    @property
-    def kind(self) -> methods.Method:
-        """Whose quantisers are taken."""
-        return "qd" if self.method == "post" else self.method
+        require_bits(_kind(self.method), self.policy())
 
     def policy(self) -> Policy:
         """The bits of each layer; raises SettingsError for overrides that do not read."""
@@ -117,6 +111,11 @@ class QuantizeSettings:
             ends=FLOAT if self.ends is None else self.ends,
             overrides=self.overrides,
         )
+
+
+def _kind(method: Method) -> methods.Method:
+    """Whose quantisers are taken."""
+    return "qd" if method == "post" else method
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class QuantizeStage:
         self, student: StudentNetwork, training: TrainingSettings
     ) -> list[tuple[str, ...]]:
         """No rows. Raises EsnacError for overrides of layers that are not there."""
-        plan_of(student, self.settings.kind, self.settings.policy())
+        plan_of(student, _kind(self.settings.method), self.settings.policy())
         return []
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
@@ -204,8 +203,7 @@ class _Work:
         return accuracy(student, self.context.data.validation, self.context.data)
 
     def plan(self, student: StudentNetwork, method: Method) -> Plan:
-        kind = "qd" if method == "post" else method
-        plan = plan_of(student, kind, self.settings.policy(), self.settings.bucket)
+        plan = plan_of(student, _kind(method), self.settings.policy(), self.settings.bucket)
         if not self.settings.by_gradients:
             return plan
         norms = gradient_norms(student, list(plan.weights), self.batches(GRADIENTS), _cross_entropy)

@@ -27,7 +27,7 @@ from esnac.graphs import student as students
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.network import StudentNetwork
 from esnac.group import ALONE, Group
-from esnac.runtime import WantedPrecision, use_own_threads
+from esnac.runtime import WantedPrecision, set_up_worker
 from esnac.stages._base import Stage, StageContext, StageResult
 from esnac.stages.pipeline import Report, Step
 from esnac.training import TrainingSettings
@@ -101,7 +101,7 @@ class Job:
     def run(self, workshop: Workshop, device: torch.device, group: Group) -> Made:
         """On a worker. In a group rank 0 alone has files."""
         if device.type == "cpu":
-            use_own_threads()
+            set_up_worker()
         folder = Path(tempfile.mkdtemp(prefix="esnac-"))
         try:
             source = folder / "source"

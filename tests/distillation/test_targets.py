@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from esnac.data import DataSet, DataSettings, from_tensors
 from esnac.data.batches import training_batches
+from esnac.distillation import targets as targets_module
 from esnac.distillation.targets import TeacherTargets
 
 CPU = torch.device("cpu")
@@ -41,8 +42,9 @@ def teacher() -> Teacher:
 
 
 def test_targets_are_those_of_the_batches_that_a_student_sees(
-    data: DataSet, teacher: Teacher
+    data: DataSet, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(targets_module, "inference_batch", lambda *_: 16)
     targets = TeacherTargets(teacher, data, seed=7, device=CPU).epoch(3)
     assert targets.shape == (len(data.train), 3)
     assert targets.dtype == torch.float32

@@ -9,7 +9,7 @@ from torch import nn
 from esnac import networks
 from esnac.data import DataSet, ImageSet, from_tensors
 from esnac.errors import DataError
-from esnac.training import accuracy, logits
+from esnac.training import accuracy, evaluate, logits
 
 
 @pytest.fixture
@@ -29,14 +29,19 @@ class Brightest(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def test_accuracy_is_the_fraction_of_right_images(data: DataSet) -> None:
+def test_accuracy_is_the_fraction_of_right_images(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Brightest()
+    assert accuracy(model, data.test, data) == 0.5
+    monkeypatch.setattr(evaluate, "inference_batch", lambda *_: 7)
     assert accuracy(model, data.test, data) == 0.5
     assert accuracy(model, data.validation, data) == 1.0
     assert model.training
 
 
-def test_logits_keep_the_order(data: DataSet) -> None:
+def test_logits_keep_the_order(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "inference_batch", lambda *_: 10)
     found = logits(Brightest(), data.train, data)
     assert found.shape == (len(data.train), 3)
     assert torch.equal(found.argmax(dim=1), data.train.labels)
