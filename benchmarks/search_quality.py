@@ -142,19 +142,21 @@ class Result:
     network: str
     instance: int
     evaluations: int
+    tied_by: str
     curve: list[float]
     inside: list[float]
     seconds: float
 
 
 def run(
-    engine: str, network: str, instance: int, evaluations: int
+    engine: str, network: str, instance: int, evaluations: int, tied_by: str
 ) -> tuple[list[float], list[float], float]:
     """One engine on one landscape: curve, inside and seconds of its `Result`."""
     import torch
 
     from esnac.search.searcher import Searcher
     from esnac.search.settings import SearchSettings
+    from esnac.search_spaces import SpaceSettings
 
     torch.set_num_threads(1)
     space = space_of(network)
@@ -164,8 +166,14 @@ def run(
         batch=BATCH,
         steps=evaluations // BATCH,  # type: ignore[arg-type]
     )
-    searcher = Searcher(space.graph, teacher_accuracy=TEACHER, settings=settings, seed=instance)
-    best = landscape.best()
+    searcher = Searcher(
+        space.graph,
+        teacher_accuracy=TEACHER,
+        settings=settings,
+        space=SpaceSettings(tied_by=tied_by),  # type: ignore[arg-type]
+        seed=instance,
+    )
+    best = landscape.best()  # of channels tied by count in any case
     noise = np.random.default_rng((instance, 7))
     measured, true, curve, inside = [], [], [], []
     start = time.perf_counter()
@@ -277,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     print_machine(1, "torch", "gpytorch", "botorch")
     jobs = [
-        (engine, network, instance, args.evaluations)
+        (engine, network, instance, args.evaluations, args.tied_by)
         for engine in sorted(args.engines, key=ENGINES.index)  # the slow ones first
         for network in args.networks
         for instance in args.instances
@@ -337,6 +345,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet34"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None)
+    parser.add_argument(
+        "--tied-by",
+        choices=("count", "dependency"),
+        default="count",
+        help="the channels that shrink together (default: count)",
+    )
     parser.add_argument(
         "--pareto-evaluations", type=int, default=80, help="per pareto search (default 80; 0: none)"
     )

@@ -151,18 +151,17 @@ def finish(
         settings = stored_settings(run)
         check_workers(settings, cluster, searches=False)
         searched = records.searches(run)
-        if searched and not any(event.get("state") == "DONE" for event in run.events()):
-            raise RunError(
-                f"{path} has no finished evaluation yet. Resume its search first: --resume."
-            )
-        data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
-        if not searched:
-            teacher = given.kept_teacher(run, data, where)
-        elif settings.network not in networks.NETWORKS and ":" not in settings.network:
+        done = any(event.get("state") == "DONE" for event in run.events())
+        if searched is None or (searched and not done):
+            raise RunError(f"{path} has no finished evaluation yet. Go on with it first: --resume.")
+        if searched and settings.network not in networks.NETWORKS and ":" not in settings.network:
             raise RunError(
                 f"{path} compresses a module of Python code. Finish it there: "
                 "esnac.run_search(..., resume=True)."
             )
+        data = data_room.load(settings.dataset, folders.data, settings.data).to(where)
+        if not searched:
+            teacher = given.kept_teacher(run, data, where)
         else:
             file = weights or records.recorded_file(run)
             teacher = prepare_teacher(settings, data, folders, where, file, may_train=False)

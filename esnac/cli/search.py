@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from esnac.cli import options
-from esnac.errors import SettingsError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -96,8 +95,6 @@ _LIMITS = {
 def goal(args: argparse.Namespace) -> list[str]:
     """The flags of the goal as assignments of settings."""
     found = {"search.engine": args.engine, "objective.kind": args.objective}
-    if args.measures is not None and args.objective != "pareto":
-        raise SettingsError("--measures belongs to --objective pareto.")
     if args.measures is not None:
         names = [name.strip() for name in args.measures.split(",")]
         found["objective.measures"] = json.dumps(names)

@@ -67,7 +67,7 @@ def _run_text(opened: Run, summary: RunSummary) -> str:
         parts.append("\n".join([f"trials: {counts}", *failures]))
     best = summary.best_trials()[:BEST]
     if best:
-        table = tables.columns(tables.TRIAL_HEADER, tables.trial_rows(best))
+        table = tables.trial_table(best)
         parts.append(f"best trials (validation)\n{table}")
     if any(finalist.stages for finalist in summary.finalists):
         table = tables.columns(tables.STAGE_HEADER, tables.stage_rows(summary.finalists))
@@ -125,7 +125,7 @@ def _trial_text(summary: RunSummary, number: int, events: list[dict[str, Any]]) 
     if trial.state == "FAILED":
         lines += [f"failed: {trial.reason or 'no reason given'}"]
     elif trial.state == "DONE":
-        table = tables.columns(tables.TRIAL_HEADER, tables.trial_rows([trial]))
+        table = tables.trial_table([trial])
         lines += ["outcome (validation)", table]
     for finalist in summary.finalists:
         if finalist.trial == number:

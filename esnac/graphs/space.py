@@ -279,8 +279,10 @@ class Space:
 
     @cached_property
     def first_of_set(self) -> np.ndarray:
-        """The first group of each tied set (T)."""
-        return np.unique(self.tied_set, return_index=True)[1]
+        """The first group of each tied set (T), of those that can be shrunk if there are any."""
+        order = np.argsort(self.frozen, kind="stable")
+        first: np.ndarray = order[np.unique(self.tied_set[order], return_index=True)[1]]
+        return first
 
     @cached_property
     def set_depth(self) -> np.ndarray:

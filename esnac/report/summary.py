@@ -51,7 +51,10 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial in its last state; `accuracy` and `f` on the validation split."""
+    """A trial in its last state; `accuracy` and `f` on the validation split, `latency` in ms.
+
+    Bytes and latency are None where the search did not ask for them.
+    """
 
     trial: int
     state: str
@@ -65,6 +68,8 @@ class Trial:
     seconds: float | None = None
     reason: str | None = None
     stopped_after: int | None = None
+    bytes: float | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class RunSummary:
     """`evaluations` counts the trials that are DONE; `best_f` is the largest f among those
     that were not stopped early.
 
-    `epochs` is None in a run without results; `front` has the trials that no other dominates,
-    after the last step of a pareto search.
+    `epochs` is None in a run without results; `front` has the trials that no other dominates and
+    `hypervolume` what they dominate (1: all), after the last step of a pareto search.
     """
 
     run: str
@@ -110,11 +115,12 @@ class RunSummary:
     ended: bool
     failures: list[Failure] = field(default_factory=list)
     front: frozenset[int] = frozenset()
+    hypervolume: float | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """The object of `stat --format json`: all but trials, their front, the end and failures."""
+        """The object of `stat --format json`: all but trials, their front, end and failures."""
         plain = asdict(self)
-        for key in ("trials", "front", "ended", "failures"):
+        for key in ("trials", "front", "hypervolume", "ended", "failures"):
             del plain[key]
         return plain
 
@@ -169,6 +175,7 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
     merged = _merged(events)
     trials = _trials(merged, teacher)
     results = [t.f for t in trials if t.f is not None and t.stopped_after is None]
+    fronts = [event for event in events if event["event"] == "front"]
     return RunSummary(
         run=run_name,
         network=header.get("network"),
@@ -179,13 +186,16 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
         teacher=teacher,
         evaluations=sum(trial.state == "DONE" for trial in trials),
         best_f=max(results, default=None),
+        hypervolume=fronts[-1]["hypervolume"] if fronts else None,
         epochs=_epochs(trials, header.get("epochs")),
-        surrogate=surrogate_figures(merged),
+        surrogate=surrogate_figures(
+            merged, header.get("objective"), [front["hypervolume"] for front in fronts]
+        ),
         finalists=_finalists(events, {t.trial: t for t in trials}, teacher, folder),
         trials=trials,
         ended=bool(events) and events[-1]["event"] == "end",
         failures=_failures(events),
-        front=frozenset(next((e["trials"] for e in reversed(events) if e["event"] == "front"), ())),
+        front=frozenset(fronts[-1]["trials"] if fronts else ()),
     )
 
 
@@ -222,8 +232,8 @@ def _trials(merged: list[Event], teacher: TeacherFigures) -> list[Trial]:
     rows = []
     for row in merged:
         ratio, times = _against(row.get("params"), teacher)
-        keys = ("step", "params", "macs", "accuracy", "f", "seconds", "reason", "stopped_after")
-        values = {key: row.get(key) for key in keys}
+        keys = ("step", "params", "macs", "bytes", "latency", "accuracy", "f", "seconds", "reason")
+        values = {key: row.get(key) for key in (*keys, "stopped_after")}
         rows.append(
             Trial(row["trial"], row["state"], ratio=row.get("ratio", ratio), times=times, **values)
         )

@@ -23,7 +23,8 @@ class SurrogateFigures:
     not stopped early, `rank_correlation` is Spearman's of expected and measured validation
     accuracy, `coverage` the share measured within its central 90 % interval (nominal 0.90).
     `hit_rate` needs no model: the share of steps, of those with a result after the first, whose
-    best f beats all earlier steps.
+    best student beats all earlier steps by what the search maximises; in a pareto search those
+    after which the front dominates more.
     """
 
     trials: int = 0
@@ -32,8 +33,13 @@ class SurrogateFigures:
     hit_rate: float | None = None
 
 
-def surrogate_figures(trials: Iterable[Row]) -> SurrogateFigures:
-    """`trials`: the journal's keys of each trial, those of its last state over the proposal's."""
+def surrogate_figures(
+    trials: Iterable[Row], objective: str | None = "f", volumes: Sequence[float] = ()
+) -> SurrogateFigures:
+    """`trials`: the journal's keys of each trial, those of its last state over the proposal's.
+
+    `volumes`: the hypervolume after every step of a pareto search.
+    """
     trials = list(trials)
     done = [trial for trial in trials if trial["state"] == "DONE"]
     whole = [trial for trial in done if trial.get("stopped_after") is None]
@@ -45,7 +51,7 @@ def surrogate_figures(trials: Iterable[Row]) -> SurrogateFigures:
             [expected["accuracy"] for expected, _ in pairs], [measured for _, measured in pairs]
         ),
         coverage=_share(held),
-        hit_rate=_hit_rate(done),
+        hit_rate=_improved(volumes if objective == "pareto" else _best_by_step(done, objective)),
     )
 
 
@@ -63,13 +69,18 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [(bisect_left(order, v) + 1 + bisect_right(order, v)) / 2 for v in values]
 
 
-def _hit_rate(done: Iterable[Row]) -> float | None:
+def _best_by_step(done: Iterable[Row], objective: str | None) -> list[float]:
+    name = "accuracy" if objective == "accuracy" else "f"
     best: dict[int, float] = {}
     for trial in done:
-        best[trial["step"]] = max(trial["f"], best.get(trial["step"], trial["f"]))
-    by_step = [best[step] for step in sorted(best)]
-    bars = accumulate(by_step, max)  # best f up to and with each step
-    return _share([f > bar for f, bar in zip(by_step[1:], bars, strict=False)])
+        best[trial["step"]] = max(trial[name], best.get(trial["step"], trial[name]))
+    return [best[step] for step in sorted(best)]
+
+
+def _improved(values: Sequence[float]) -> float | None:
+    """The share of values, after the first, that are larger than all before them."""
+    bars = accumulate(values, max)  # up to and with each
+    return _share([value > bar for value, bar in zip(values[1:], bars, strict=False)])
 
 
 def _share(facts: Sequence[bool]) -> float | None:

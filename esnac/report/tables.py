@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from esnac.report.summary import Failure, Finalist, RunSummary, Trial
 from esnac.report.surrogate import SurrogateFigures
@@ -102,9 +103,10 @@ def markdown_table(header: Sequence[str], rows: Rows) -> str:
     )
 
 
-def trial_rows(trials: Sequence[Trial]) -> list[list[str]]:
-    """Rows under TRIAL_HEADER."""
-    return [
+def trial_table(trials: Sequence[Trial]) -> str:
+    """Aligned columns; bytes and latency where the search asked for them."""
+    further = [name for name in _FURTHER if any(getattr(t, name) is not None for t in trials)]
+    rows = [
         [
             str(trial.trial),
             NOTHING if trial.step is None else str(trial.step),
@@ -115,9 +117,11 @@ def trial_rows(trials: Sequence[Trial]) -> list[list[str]]:
             percent(trial.accuracy),
             fraction(trial.f),
             NOTHING if trial.seconds is None else f"{trial.seconds:.1f}",
+            *(_FURTHER[name](getattr(trial, name)) for name in further),
         ]
         for trial in trials
     ]
+    return columns([*TRIAL_HEADER, *further], rows)
 
 
 def stage_rows(finalists: Sequence[Finalist]) -> list[list[str]]:
@@ -151,6 +155,11 @@ def size(number: int | None) -> str:
     """A file of so many bytes: `1.09 MB`, `27.31 kB` (10^6 and 10^3)."""
     text = _scaled(number, 1.0)
     return text if number is None else f"{text}{'' if ' ' in text else ' '}B"
+
+
+def milliseconds(latency: float | None) -> str:
+    """`1.24 ms`."""
+    return NOTHING if latency is None else f"{latency:.2f} ms"
 
 
 def percent(accuracy: float | None) -> str:
@@ -199,6 +208,9 @@ def status(summary: RunSummary) -> str:
     trials += [f"{failed} failed"] if failed else []
     trials += [f"{pending} pending"] if pending else []
     trials += [f"best f in search {fraction(summary.best_f)}"] if summary.best_f is not None else []
+    if summary.hypervolume is not None:
+        volume = f"hypervolume {fraction(summary.hypervolume)}"
+        trials += [f"{volume} of {len(summary.front)} students on the front"]
     epochs = summary.epochs
     if epochs is not None and epochs.spent < epochs.planned:
         saved = 1 - epochs.spent / epochs.planned
@@ -282,6 +294,10 @@ def _finalist_row(finalist: Finalist) -> list[str]:
         fraction(finalist.f_search),
         fraction(finalist.f),
     ]
+
+
+#: How a trial's measures are printed that only some searches have.
+_FURTHER: Mapping[str, Callable[[Any], str]] = {"bytes": size, "latency": milliseconds}
 
 
 def _scaled(number: int | None, least: float) -> str:

@@ -6,6 +6,7 @@ worker is free, and reports results in any order.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -115,6 +116,12 @@ class _Base:
         if trials:
             self._record([proposed(trial) for trial in trials])
             self._ready.extend(trials)
+        else:
+            warnings.warn(
+                f"The search ends after {len(self._searcher.trials)} students: its space has no "
+                "other.",
+                stacklevel=2,
+            )
 
     def _record_front(self, step: int) -> None:
         """Once for each step of a pareto search, also if it was interrupted in between."""

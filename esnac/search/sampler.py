@@ -52,7 +52,7 @@ class Source:
         return self.inside(sample(self.space, self.settings, n, rng))
 
     def vary(self, parents: Candidates, n: int, rng: np.random.Generator) -> Candidates:
-        """About n children of `parents`: two thirds by mutation, one by crossover and mutation.
+        """About n children of `parents`: two thirds by mutation, one by crossover.
 
         Parents are drawn with weights that fall with their place (1 / (place + 3)).
         """

@@ -178,9 +178,13 @@ class Searcher:
         """The k best trials, best first; of equal ones the earlier.
 
         By what the search maximises; in a pareto search those of the front that together dominate
-        most. Trials that were stopped early left no student and do not count.
+        most. Trials that were stopped early left no student and do not count, nor do those outside
+        a limit: latency may be another where the search goes on.
         """
         done = self._whole()
+        if done and self.objective.limited:
+            inside = self.objective.allowed(self.space.candidates(trial.moves for trial in done))
+            done = [trial for trial, good in zip(done, inside, strict=True) if good]
         if not done:
             return []
         candidates, accuracy = self._results(done)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from esnac.data import DataSettings
 from esnac.search_spaces import SpaceSettings
-from esnac.settings import require
+from esnac.settings import require, require_used
 from esnac.surrogate.settings import EnsembleSettings, SurrogateSettings
 from esnac.training import TrainingSettings
 
@@ -49,6 +49,8 @@ class ObjectiveSettings:
             good = sorted(self.measures) == sorted({*known, "accuracy"}) and 1 <= len(known) <= 2
             expected = f"accuracy and one or two of {', '.join(KNOWN_MEASURES)}"
             require(good, "objective.measures", expected, ", ".join(self.measures))
+        else:
+            require_used(self, ("measures",), "without objective.kind = pareto")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class SearchSettings:
     engine: Engine = "esnac"
     steps: int = 20
     batch: int = 8
-    #: Candidates that the model scores: for each kernel ("paper"), for each step ("esnac").
+    #: Candidates that the model scores: for each kernel ("paper"); for each step, before those of
+    #: the `rounds`, which add a quarter each ("esnac").
     pool: int = 1000
     #: Chance that an observation belongs to the half on which a kernel is trained ("paper").
     bagging: float = 0.5
@@ -91,6 +94,10 @@ class SearchSettings:
         rising = 0 <= self.spread[0] < self.spread[1] <= 1
         require(rising, "search.spread", "two rising shares in [0, 1]", self.spread)
         require(0 < self.bagging <= 1, "search.bagging", "in (0, 1]", self.bagging)
+        if self.engine in ("esnac", "features"):
+            for name in ("pool", "shortlist"):
+                value, enough = getattr(self, name), f"at least search.batch ({self.batch})"
+                require(value >= self.batch, f"search.{name}", enough, value)
 
 
 @dataclass(frozen=True)

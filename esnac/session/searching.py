@@ -72,8 +72,8 @@ def choose(session: Session, searcher: Searcher) -> None:
     best = searcher.best(session.settings.finish.finalists)
     if not best:
         raise RunError(
-            f"{session.run.path} has no student whose evaluation went to its end. Resume its "
-            "search first: --resume."
+            f"{session.run.path} has no student within its limits whose evaluation went to its "
+            "end. Resume its search first: --resume."
         )
     session.run.append("finalists", trials=[trial.number for trial in best])
 
@@ -131,7 +131,8 @@ def _search(
         from esnac.search.tune import asha, tune_search
 
         epochs = settings.evaluation.epochs
-        targets = {epoch: evaluator.targets.epoch(epoch) for epoch in range(epochs)}
+        distilled = epochs if settings.evaluation.distills else 0
+        targets = {epoch: evaluator.targets.epoch(epoch) for epoch in range(distilled)}
         tune_search(
             searcher,
             feed,

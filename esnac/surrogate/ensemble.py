@@ -97,6 +97,8 @@ class Ensemble:
             self._features += 1
         self._members: list[Member] = []
         self._mean = self._scale = 0.0
+        #: Whether all that it has learnt is of the other search.
+        self._only_earlier = False
 
     @property
     def afresh_every(self) -> int:
@@ -126,6 +128,7 @@ class Ensemble:
         if afresh:
             self._members = []
         generators = [torch_generator(seed, "member", number) for number in range(settings.members)]
+        self._only_earlier = self.warm and not len(y)
         x, y = self._limited(x, y, generators[0])
         x, y, lengths = self._with_earlier(x, y)
         self._mean = float(y.mean())
@@ -179,8 +182,11 @@ class Ensemble:
         return self._members[member].gp, self._mean, self._scale
 
     def _marked(self, x: Tensor) -> Tensor:
-        """Graphs of this search with the feature that tells them from earlier ones."""
-        return x if self._earlier is None else pad(x, (0, 1))
+        """Graphs of this search with the feature that tells them from earlier ones.
+
+        While there are only earlier ones that feature says nothing yet, so it is as theirs.
+        """
+        return x if self._earlier is None else pad(x, (0, 1), value=float(self._only_earlier))
 
     def _with_earlier(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Observations together with the earlier ones, padded to one length; their lengths."""

@@ -12,6 +12,7 @@ from botorch.models.transforms import Normalize, Standardize
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
+from esnac.runtime import seeded
 from esnac.surrogate.gaussian_process import exact
 from esnac.surrogate.prediction import CLAMP, Prediction
 
@@ -24,9 +25,10 @@ class FeatureModel:
     warm = False
 
     def fit(self, x: Tensor, y: Tensor, seed: int, *, step: int = 0, afresh: bool = True) -> None:
-        """Learns from `x` (n x F) with values `y` (n, float64); the others are not needed."""
+        """Learns from `x` (n x F) with values `y` (n, float64); `step` is not needed."""
         low = y.mean() - CLAMP * y.std() if len(y) > 1 else y.min()
-        with warnings.catch_warnings(), exact():
+        # A fit that fails is tried again from scales that BoTorch draws from the global generator.
+        with warnings.catch_warnings(), exact(), seeded(seed, torch.device("cpu")):
             warnings.simplefilter("ignore", InputDataWarning)
             self._gp = SingleTaskGP(
                 x,

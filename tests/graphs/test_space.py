@@ -115,6 +115,17 @@ def test_protected_layers_keep_place_and_width(resnet18):
     assert (makes[:, number] == 128).all()
 
 
+def test_a_tied_set_is_led_by_a_group_that_can_be_shrunk():
+    """conv1 and the stream of the first stage have 16 channels, as do convolutions in it."""
+    free, held = (Space(traced("resnet20"), protected=names) for names in ((), ["conv1"]))
+    sixteen = free.groups.sizes == 16
+    (tied,) = np.unique(free.tied_set[sixteen])
+    assert free.first_of_set[tied] == np.flatnonzero(sixteen)[0]
+    assert held.frozen[np.flatnonzero(sixteen)[0]]
+    assert held.first_of_set[tied] == np.flatnonzero(sixteen & ~held.frozen)[0]
+    assert (held.tied_set[held.first_of_set] == np.arange(held.num_tied)).all()
+
+
 def test_a_protected_pattern_that_matches_nothing_is_an_error(resnet18):
     with pytest.raises(SettingsError, match="Did you mean 'conv1'"):
         Space(resnet18, protected=["convv1"])

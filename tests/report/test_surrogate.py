@@ -85,6 +85,14 @@ def test_hit_rate_by_hand() -> None:
     assert surrogate_figures(reversed(trials)).hit_rate == 0.25
 
 
+def test_a_hit_is_by_what_the_search_maximises() -> None:
+    """The accuracy rises in both steps while f falls; the hypervolume in one of two."""
+    trials = [told(0, 0.9, accuracy=0.5), told(1, 0.8, accuracy=0.6), told(2, 0.7, accuracy=0.7)]
+    assert surrogate_figures(trials).hit_rate == 0.0
+    assert surrogate_figures(trials, "accuracy").hit_rate == 1.0
+    assert surrogate_figures(trials, "pareto", [0.4, 0.4, 0.5]).hit_rate == 0.5
+
+
 def test_the_first_result_beats_nothing() -> None:
     failed = {"state": "FAILED", "step": 0, "reason": "no memory"}
     assert surrogate_figures([failed, told(1, 0.5)]).hit_rate is None

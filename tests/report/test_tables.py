@@ -186,6 +186,22 @@ def test_how_good_the_surrogate_was(figures: SurrogateFigures, sentence: str) ->
     assert line.endswith(f"best f in search 0.9102, {SAVED}{told}1 of 2 finalists trained.")
 
 
+def test_the_status_of_a_pareto_search_has_its_hypervolume() -> None:
+    pareto = dataclasses.replace(SUMMARY, front=frozenset({3, 12}), hypervolume=0.81234)
+    assert "hypervolume 0.8123 of 2 students on the front" in tables.status(pareto)
+    assert "hypervolume" not in tables.status(SUMMARY)
+
+
+def test_trials_show_the_measures_that_were_asked_for() -> None:
+    trial = SUMMARY.trials[0]
+    assert "latency" not in tables.trial_table([trial])
+    known = dataclasses.replace(trial, latency=1.2378, bytes=11_396_000)
+    header, row, other = tables.trial_table([known, trial]).splitlines()
+    assert header.split()[-2:] == ["bytes", "latency"]
+    assert row.endswith("11.40 MB  1.24 ms")
+    assert other.split()[-2:] == ["-", "-"]
+
+
 @pytest.mark.parametrize("style", ["text", "markdown"])
 def test_the_surrogate_is_part_of_the_status(style: str) -> None:
     assert "; surrogate: rank correlation 0.83, " in tables.render([SUMMARY], style)

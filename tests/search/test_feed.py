@@ -341,7 +341,8 @@ def test_an_exhausted_space_ends_the_search(
     space = SpaceSettings(moves=("remove",))
     searcher = make_searcher("random", teacher=short_graph, space=space, steps=30)
     rows: Rows = []
-    drive(make_feed(searcher, rows), made_up, random.Random(0))
+    with pytest.warns(UserWarning, match="ends after 15 students"):
+        drive(make_feed(searcher, rows), made_up, random.Random(0))
     assert states(rows) == once(15)
 
 

@@ -5,6 +5,7 @@ from torch import nn
 from esnac import Searcher
 from esnac.errors import EsnacError
 from esnac.executors import SerialExecutor
+from esnac.graphs.cost import candidate_costs
 from esnac.search.feed import StepwiseFeed
 from esnac.search.loop import search_loop
 from esnac.search.settings import ObjectiveSettings, SearchSettings
@@ -134,6 +135,22 @@ def test_the_best_by_accuracy_within_a_limit():
     assert [trial.number for trial in engine.best(5)] == order[:5]
     f = [engine.f(engine.trials[number]) for number in order]
     assert f != sorted(f, reverse=True), "by f the order would be another"
+
+
+def test_the_best_lie_within_a_limit_that_is_measured_anew(make_searcher):
+    """A machine that is slower by half than when the students were proposed."""
+    factor = [1.0]
+
+    def latency(space, candidates):
+        return factor[0] * 1e-6 * candidate_costs(space, candidates)[0]
+
+    limit = ObjectiveSettings(kind="accuracy", max_latency=0.3)
+    engine = make_searcher("random", objective=limit, latency=latency)
+    for trial in engine.ask(12):
+        engine.tell(trial, accuracy=0.5 + trial.params / 1000)
+    assert max(trial.params for trial in engine.best(12)) > 200
+    factor[0] = 1.5
+    assert 0 < max(trial.params for trial in engine.best(12)) <= 200
 
 
 def test_the_best_of_a_pareto_search_lie_on_its_front():

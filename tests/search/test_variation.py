@@ -235,6 +235,23 @@ def test_protected_layers_minimum_and_multiple_hold_for_children() -> None:
         assert free.min() == 8, "the multiple of 4 above the minimum of 6"
 
 
+def test_widths_stay_near_their_parents_beside_protected_layers() -> None:
+    """Most mutations of a quarter of the width multiply it by 0.6 to 1.6 (exp(0.4 n), n normal).
+
+    From the full width, as the protected layer's is, they would come to four times as much.
+    """
+    space = registered("resnet20", protected=["conv1"])
+    quarter = space.kept_at(np.full((1, len(space.groups.sizes)), 0.25))
+    plain = space.identity()
+    parent = space.resolve(plain.removed, quarter, plain.skips)
+    settings = SpaceSettings(moves=("shrink",))
+    children = mutate(space, settings, joined([parent] * 1000), np.random.default_rng(0))
+    sixteen = np.flatnonzero((space.groups.sizes == 16) & ~space.frozen)[0]
+    changed = children.kept[:, sixteen] != parent.kept[0, sixteen]
+    assert changed.sum() > 100
+    assert np.median(children.kept[changed, sixteen]) <= 8
+
+
 def test_a_cut_divides_layers_and_channels() -> None:
     """The teacher crossed with its smallest student: whole before the cut, bare behind it."""
     space = registered("resnet20")

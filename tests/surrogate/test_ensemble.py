@@ -229,6 +229,10 @@ def test_an_earlier_search_is_known_before_the_first_observation():
     mean, _ = ensemble.predict(new).marginal()
     ranks = torch.stack([mean, truth]).argsort(dim=1).argsort(dim=1).double()
     assert torch.corrcoef(ranks)[0, 1] > 0.5
+    # Without observations of its own it predicts as of the other search.
+    member = ensemble._members[0]
+    h = torch.from_numpy(embedded(member.encoder, new.numpy(), mark=1))
+    torch.testing.assert_close(ensemble.points(new, 0), h)
     before_any, spread = ensemble.predict(new[:1]).marginal()
     assert math.isfinite(before_any.item())
     assert spread.item() > 0

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from botorch.fit import fit_gpytorch_mll
+from botorch.optim.utils import sample_all_priors
 
+from esnac.surrogate import feature_model
 from esnac.surrogate.feature_model import FeatureModel
 
 
@@ -84,6 +87,24 @@ def test_the_global_random_state_is_not_touched():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(4)
     assert torch.equal(fitted(x, y).predict(new).mean, first)
+
+
+def test_a_fit_that_is_tried_again_is_reproducible(monkeypatch):
+    """BoTorch draws the scales of a second attempt from the global generator."""
+    drawn = []
+
+    def again(mll):
+        sample_all_priors(mll.model)
+        drawn.append(mll.model.covar_module.lengthscale.detach().clone())
+        return fit_gpytorch_mll(mll)
+
+    monkeypatch.setattr(feature_model, "fit_gpytorch_mll", again)
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        fitted(*observations(20))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("case", ["one", "two", "equal values", "equal rows"])

@@ -82,7 +82,7 @@ class GreyBoxProposer:
         self._step = -1
 
     def propose(self, n: int, history: History) -> Proposal:
-        if not len(history.observed):
+        if len(history.observed) < max(self._settings.batch // 2, 1):
             return self._first(n, history)
         self._learn(history)
         acquisition = self._acquisition(history)
@@ -98,7 +98,7 @@ class GreyBoxProposer:
         return Proposal(candidates, tuple(self._expected(candidates, _correction(history))))
 
     def _first(self, n: int, history: History) -> Proposal:
-        """The first batch: spread evenly over the sizes that are worth knowing.
+        """Until there is enough to learn from: spread evenly over the sizes worth knowing.
 
         Of each size the most accurate, if a model of an earlier search tells them apart.
         """
@@ -106,13 +106,16 @@ class GreyBoxProposer:
         rng = np.random.default_rng(derive_seed(self._seed, "first", history.step))
         keys = history.pending.keys()
         pool = unseen(self._source.draw(settings.pool, rng), history.seen - set(keys))
-        size, (low, high) = self._objective.size(pool), settings.spread
+        if not len(pool):
+            raise SpaceExhaustedError
+        size = self._objective.size(pool)
+        low, high = np.clip(settings.spread, size.min(), size.max())  # limits may leave out some
         worth = self._from_earlier(pool)
         row_of = {key: row for row, key in enumerate(pool.keys())}
         free = np.ones(len(pool), dtype=bool)
         free[[row_of[key] for key in keys if key in row_of]] = False
         chosen: list[int] = []
-        for place in range(len(keys), len(keys) + n):
+        for place in range(history.number, history.number + n):
             if not free.any():
                 break
             wanted = low + (high - low) * (place % settings.batch + 0.5) / settings.batch

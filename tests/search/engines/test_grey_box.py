@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from esnac import Searcher
+from esnac.graphs.cost import cost
 from esnac.graphs.space import Candidates, Space
 from esnac.search.engines.grey_box import GreyBoxProposer
 from esnac.search.objectives import Objective
 from esnac.search.proposer import History
 from esnac.search.sampler import Source, sample
-from esnac.search.settings import SearchSettings
+from esnac.search.settings import ObjectiveSettings, SearchSettings
 from esnac.search.trial import Expectation, Outcome, Trial
 from esnac.search_spaces import SpaceSettings
 from esnac.surrogate.ensemble import Prediction
@@ -95,6 +96,34 @@ def test_the_first_batch_is_spread_over_sizes(
     assert model.fits == []
 
 
+def test_the_model_proposes_once_half_a_batch_is_known(
+    space: Space, make_history: Callable[..., History]
+) -> None:
+    """Before, the first batch goes on at the sizes that are left: 0.675 and 0.725 after three."""
+    model = Model()
+    found = engine(space, model).propose(2, grown(make_history, space, 1))
+    size = Objective(space, 0.9).size(found.candidates)
+    np.testing.assert_allclose(size, [0.675, 0.725], atol=0.01)
+    assert (model.fits, found.expected) == ([], (None, None))
+    assert None not in engine(space, model).propose(2, grown(make_history, space, 2)).expected
+
+
+def test_the_first_batch_is_spread_over_what_a_limit_leaves(
+    space: Space, make_history: Callable[..., History]
+) -> None:
+    """Shares saved from 0.8 on: the places lie 0.8 + 0.1 (k + 0.5) / 8."""
+    teacher = cost(space.graph).params
+    objective = Objective(
+        space, 0.9, ObjectiveSettings(kind="accuracy", max_params=int(0.2 * teacher))
+    )
+    source = Source(space, SpaceSettings(), objective.allowed)
+    proposer = GreyBoxProposer(source, objective, SETTINGS, Model(), gone, seed=3)
+    found = proposer.propose(8, grown(make_history, space, 0)).candidates
+    np.testing.assert_allclose(
+        objective.size(found), 0.8 + 0.1 * (np.arange(8) + 0.5) / 8, atol=0.01
+    )
+
+
 def test_the_first_batch_of_a_warm_search_takes_what_it_expects_most_of(
     space: Space, make_history: Callable[..., History]
 ) -> None:
@@ -114,9 +143,9 @@ def test_expectations_are_those_of_the_model(
     """Teacher's accuracy x exp(mean), and with 1.6449 x sqrt(0.03 + 0.01) either way; at most 1."""
     found = engine(space, Model()).propose(8, grown(make_history, space, 4))
     assert len(found.expected) == 8
-    for expected, cost in zip(found.expected, gone(found.candidates)[:, 0], strict=True):
+    for expected, lost in zip(found.expected, gone(found.candidates)[:, 0], strict=True):
         assert expected is not None
-        z = [-cost + way * 1.6449 * 0.2 for way in (0, -1, 1)]
+        z = [-lost + way * 1.6449 * 0.2 for way in (0, -1, 1)]
         bounds = [min(1.0, 0.9 * math.exp(value)) for value in z]
         assert [expected.accuracy, expected.low, expected.high] == pytest.approx(bounds, abs=1e-6)
     few = [expected.high for expected in found.expected if expected is not None]
@@ -182,16 +211,17 @@ def test_a_model_brought_up_to_a_step_is_the_one_that_grew(
 
     if not len(grown(make_history, space, step, fail).observed):
         return  # nothing to learn from
+    settings = replace(SETTINGS, batch=6)  # three observations are enough
     straight, late, back = Model(warm), Model(warm), Model(warm)
-    proposer = engine(space, straight)
+    proposer = engine(space, straight, settings)
     for number in range(step + 1):
         proposer.propose(1, grown(make_history, space, number, fail))
-    engine(space, late).propose(1, grown(make_history, space, step, fail))
+    engine(space, late, settings).propose(1, grown(make_history, space, step, fail))
     window = range(max(step - Model.afresh_every + 1, 0), step + 1)
     fits = [fit[:4] for fit in straight.fits if fit[0] in window and fit[1]]
     assert since_anew(late) == fits
     # Asked about the past, an engine that is further on answers as it did then.
-    returning = engine(space, back)
+    returning = engine(space, back, settings)
     returning.propose(1, grown(make_history, space, 8, fail))
     returning.propose(1, grown(make_history, space, step, fail))
     assert since_anew(back) == fits
