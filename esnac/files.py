@@ -63,12 +63,22 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file by `replace`. Raises EsnacError."""
+def write(path: Path, save: Callable[[Path], object], *, parents: bool = False) -> None:
+    """As `replace`, but raises EsnacError when `path` cannot be written.
+
+    With `parents` its folder is made if there is none.
+    """
     try:
-        replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, save)
     except OSError as error:
         raise EsnacError(f"Cannot write {path}: {reason(error)}.") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file by `replace`. Raises EsnacError."""
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from esnac.errors import EsnacError
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Group:
     """`rank` of `size` processes of torch's default process group; as it stands, one alone.
 
-    `sum` and `from_first` are called by all ranks in the same order; alone they do nothing.
+    `sum`, `max` and `from_first` are called by all ranks in the same order; alone they do nothing.
     """
 
     rank: int = 0
@@ -51,10 +51,17 @@ class Group:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks; `tensor` itself if alone, else another one."""
+        return self._reduced(tensor, distributed.ReduceOp.SUM)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """The largest over ranks, value by value; `tensor` itself if alone, else another one."""
+        return self._reduced(tensor, distributed.ReduceOp.MAX)
+
+    def _reduced(self, tensor: Tensor, how: distributed.ReduceOp.RedOpType) -> Tensor:
         if self.size == 1:
             return tensor
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
+        distributed.all_reduce(total, how)
         return total
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -75,3 +82,12 @@ class Group:
 
 #: One process that trains by itself.
 ALONE = Group()
+
+
+class Observer(nn.Module):
+    """A layer that keeps what it learns of its inputs: of those of all ranks of its `group`.
+
+    Whoever trains it in a group sets that for the time.
+    """
+
+    group: Group = ALONE

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from esnac.errors import EsnacError, SettingsError
 
-Precision = Literal["float32", "bfloat16"]
 WantedPrecision = Literal["auto", "float32", "bfloat16"]
 
 #: Narrowest mean width for which "auto" takes bfloat16 on a CPU with AMX: a tile holds 32 bfloat16

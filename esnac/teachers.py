@@ -93,17 +93,13 @@ def save(folder: Path, network: nn.Module, card: Card) -> Card:
 
     Raises EsnacError when the folder cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    import safetensors.torch
 
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.replace(folder / WEIGHTS, lambda path: save_file(state, path))
-    except (OSError, SafetensorError) as error:
-        raise EsnacError(f"Cannot write {folder / WEIGHTS}: {error}.") from None
+    content = safetensors.torch.save(state)  # save_file raises no OSError
+    files.write(folder / WEIGHTS, lambda path: path.write_bytes(content), parents=True)
     card = Card(**{**asdict(card), "sha256": _sha256(folder / WEIGHTS)})
     files.write_json(folder / "card.json", asdict(card))
     return card

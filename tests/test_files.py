@@ -79,6 +79,16 @@ def test_write_json_replaces_or_leaves(tmp_path: Path) -> None:
         files.write_json(tmp_path / "missing/card.json", {})
 
 
+def test_a_folder_is_made_where_that_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "more" / "a.txt"
+    with pytest.raises(EsnacError, match=r"Cannot write .*a\.txt: no such file or directory"):
+        files.write(path, lambda temporary: temporary.write_text("new"))
+    files.write(path, lambda temporary: temporary.write_text("new"), parents=True)
+    assert path.read_text() == "new"
+    with pytest.raises(EsnacError, match="Cannot write"):
+        files.write(path / "b.txt", lambda temporary: temporary.touch(), parents=True)
+
+
 def test_a_lock_is_exclusive_until_its_handle_closes(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     handle = files.lock(path)

@@ -6,6 +6,7 @@ Looked for under the data root as Parquet, then as torchvision keeps it, then do
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,13 +117,19 @@ def _dataset_class(kind: _Kind) -> Any:
 
 @contextlib.contextmanager
 def _downloading(kind: _Kind, root: Path) -> Iterator[None]:
-    """A dead connection ends after 30 s; a failure leaves no half a file and no new folder."""
-    existed, timeout = root.exists(), socket.getdefaulttimeout()
+    """A dead connection ends after 30 s; a failure leaves no half a file and no new folder.
+
+    An archive that was there before stays.
+    """
+    archive, timeout = root / kind.archive, socket.getdefaulttimeout()
+    existed, downloaded = root.exists(), not archive.exists()
     socket.setdefaulttimeout(30)
     try:
         yield
     except BaseException:
-        (root / kind.archive).unlink(missing_ok=True)
+        if downloaded:
+            archive.unlink(missing_ok=True)
+        shutil.rmtree(root / kind.layout, ignore_errors=True)
         if not existed:
             with contextlib.suppress(OSError):
                 root.rmdir()

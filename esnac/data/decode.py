@@ -75,12 +75,14 @@ def _one(blob: bytes | Path | None, name: str, size: int) -> Any:
         raise DataError(f"The image {name} has no bytes.")
     try:
         with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as image:
-            if image.size == (size, size):
-                return numpy.asarray(_eight_bits(image))
-            # A JPEG can be decoded at 1/2, 1/4 or 1/8: far faster for photographs.
-            image.draft(None, (2 * size, 2 * size))
-            upright = _eight_bits(ImageOps.exif_transpose(image))
-            return numpy.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+            if image.size != (size, size):
+                # A JPEG can be decoded at 1/2, 1/4 or 1/8: far faster for photographs.
+                image.draft(None, (2 * size, 2 * size))
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = _eight_bits(image)
+            if upright.size != (size, size):
+                upright = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+            return numpy.asarray(upright)
     except Exception as error:  # Pillow raises nearly anything for a damaged file
         reason = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.strerror:

@@ -8,6 +8,8 @@ set), or a folder with `train*.parquet` and, if there is a test set, `test*.parq
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +59,15 @@ def read_split(
     """
     import pyarrow
 
-    try:
-        columns = _columns(files[0])
-        tables = [_read(file, columns) for file in files]
-        table = pyarrow.concat_tables(tables)
-    except (pyarrow.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"Cannot read {files[0]} as Parquet: {first}") from None
     where = str(files[0] if len(files) == 1 else files[0].parent)
+    with _reading(files[0]):
+        columns = _columns(files[0])
+    tables = []
+    for file in files:
+        with _reading(file):
+            tables.append(_read(file, columns))
+    with _reading(where):
+        table = pyarrow.concat_tables(tables)
     labels = _labels(where, table[columns[1]])
     if class_names is None:
         class_names = _class_names(table.schema, columns[1])
@@ -83,6 +86,18 @@ def read_split(
         return decode(blobs, names, size)
 
     return Labelled(labels, read), class_names
+
+
+@contextmanager
+def _reading(where: Path | str) -> Iterator[None]:
+    """Errors inside are DataErrors that name `where`."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"Cannot read {where} as Parquet: {first}") from None
 
 
 def _read(file: Path, columns: tuple[str, str]) -> Any:

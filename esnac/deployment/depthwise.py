@@ -13,26 +13,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from esnac.deployment.micronet.folding import folded_norms
 from esnac.errors import EsnacError
-from esnac.graphs.arch_graph import INPUT, ArchGraph
+from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
 
 
 def unfoldable_norms(graph: ArchGraph) -> list[str]:
     """Names of the norms over images that cannot be folded into a convolution before them."""
-    readers = [0] * len(graph)
-    for start, _ in graph.edges():
-        readers[start] += 1
-    found = []
-    for layer in graph.layers:
-        if layer.kind != "batch_norm" or len(layer.in_shape) != 3:
-            continue
-        (first, *others) = layer.inputs
-        alone = first != INPUT and not others and readers[first] == 1
-        if not (alone and graph.layers[first].kind == "conv"):
-            found.append(layer.name)
-    return found
+    folded = folded_norms(graph, into=("conv",))
+    return [
+        layer.name
+        for number, layer in enumerate(graph.layers)
+        if layer.kind == "batch_norm" and len(layer.in_shape) == 3 and number not in folded
+    ]
 
 
 @torch.no_grad()

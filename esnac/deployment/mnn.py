@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from esnac import files
 from esnac.deployment.extras import require_extra
-from esnac.deployment.onnx_export import write
 from esnac.errors import EsnacError
 
 #: Seconds after which a tool counts as hung.
@@ -38,11 +38,11 @@ def convert(source: Path, target: Path) -> None:
     require_extra("mnn")
 
     def tool(place: Path) -> None:
-        files = ["--modelFile", str(source), "--MNNModel", str(place)]
-        _work({"task": "tool", "name": "mnnconvert"}, ["-f", "ONNX", *files, "--bizCode", "esnac"])
+        paths = ["--modelFile", str(source), "--MNNModel", str(place)]
+        _work({"task": "tool", "name": "mnnconvert"}, ["-f", "ONNX", *paths, "--bizCode", "esnac"])
         _require(place, f"MNN cannot convert {source}")
 
-    write(target, tool)
+    files.write(target, tool, parents=True)
 
 
 def quantize(
@@ -82,11 +82,11 @@ def quantize(
         config.write_text(json.dumps(settings), encoding="utf-8")
 
         def tool(place: Path) -> None:
-            files = [str(source), str(place), str(config)]
-            _work({"task": "tool", "name": "mnnquant"}, files)
+            paths = [str(source), str(place), str(config)]
+            _work({"task": "tool", "name": "mnnquant"}, paths)
             _require(place, f"MNN cannot quantise {source}")
 
-        write(target, tool)
+        files.write(target, tool, parents=True)
     _require_alike(source, target, images, mean, std)
 
 

@@ -61,7 +61,7 @@ def export(
         expected = plain(examples).numpy()
     replace_unfoldable(plain, input_shape)
     model = without_notes(_to_onnx(plain, examples))
-    write(path, lambda place: onnx.save(model, place))
+    files.write(path, lambda place: onnx.save(model, place), parents=True)
     found = onnx_session.run(onnx_session.open_session(path), examples.numpy())
     difference = float(np.abs(found - expected).max())
     limit = None if tolerance is None else tolerance * max(1.0, float(np.abs(expected).max()))
@@ -105,18 +105,6 @@ def without_notes(model: Any) -> Any:
         node.name = ""
     del graph.value_info[:]
     return model
-
-
-def write(path: Path, save: Any) -> None:
-    """Makes `path` what `save(temporary path)` writes; its folder is made if there is none.
-
-    Raises EsnacError when it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, save)
-    except OSError as error:
-        raise EsnacError(f"Cannot write {path}: {files.reason(error)}.") from None
 
 
 def _to_onnx(network: nn.Module, examples: Tensor) -> Any:

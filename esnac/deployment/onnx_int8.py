@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from esnac import files
 from esnac.deployment import onnx_session
 from esnac.deployment.extras import require_extra
-from esnac.deployment.onnx_export import without_notes, write
+from esnac.deployment.onnx_export import without_notes
 from esnac.errors import EsnacError
 
 #: Images that go through the network at a time while ranges are taken.
@@ -39,9 +40,9 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> int:
     if not len(images):
         raise EsnacError("No images to take the ranges of activations from. Give 32 or more.")
     wanted = onnx_session.operators(source)["Conv"]
-    write(target, lambda place: _quantize(source, place, images))
+    files.write(target, lambda place: _quantize(source, place, images), parents=True)
     model = without_notes(onnx.load(target))
-    write(target, lambda place: onnx.save(model, place))
+    files.write(target, lambda place: onnx.save(model, place))
     found = onnx_session.optimised_operators(target)["QLinearConv"]
     if found < wanted:
         target.unlink()

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from esnac import files
 from esnac.deployment.extras import require_extra
-from esnac.deployment.onnx_export import write
 from esnac.errors import EsnacError, UnknownNameError
 
 #: Opset that brings the type of so many bits (a signed integer) to DequantizeLinear.
@@ -79,7 +79,7 @@ def pack(source: Path, target: Path, weights: Mapping[str, IntegerWeight]) -> No
     del graph.node[:]
     graph.node.extend(nodes)
     onnx.checker.check_model(model)
-    write(target, lambda place: onnx.save(model, place))
+    files.write(target, lambda place: onnx.save(model, place), parents=True)
 
 
 def _unpack(graph: Any, tensor: Any, weight: IntegerWeight) -> Any:

@@ -50,7 +50,7 @@ def attach_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if weights[name].shape != keep.shape:
             shapes = f"{tuple(keep.shape)}, its weight {tuple(weights[name].shape)}"
             raise EsnacError(f"The mask of {name} is {shapes}.")
-        module, tensor = _owner(network, name)
+        module, tensor = owner_of(network, name)
         mask = mask_of(network, name)
         if mask is None:
             parametrize.register_parametrization(module, tensor, Mask(keep))
@@ -60,7 +60,7 @@ def attach_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 def mask_of(network: nn.Module, name: str) -> Mask | None:
     """The mask on the named weight, if it has one."""
-    module, tensor = _owner(network, name)
+    module, tensor = owner_of(network, name)
     if not parametrize.is_parametrized(module, tensor):
         return None
     chain = module.parametrizations[tensor]  # type: ignore[index]
@@ -82,6 +82,7 @@ def effective_weights(network: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+def owner_of(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that has the named weight, and the weight's name there."""
     path, _, tensor = name.rpartition(".")
     return network.get_submodule(path), tensor

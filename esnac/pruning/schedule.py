@@ -26,6 +26,7 @@ What is written here is checked against the network before anything runs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,13 @@ from esnac.pruning.gradual import Pruner, assign
 from esnac.pruning.layers import aliases, matching, prunable
 from esnac.pruning.slimming import norm_scales
 from esnac.pruning.window import Window
-from esnac.settings import build, load_toml, require
+from esnac.settings import build, load_toml, require, to_plain
 
 #: Of the rows of a dry run.
 HEADER = ("epoch", "what", "value", "weights", "which")
+
+#: The tables of a file.
+KINDS = ("pruners", "quantizers", "regularizers", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Schedule:
                 "The schedule is empty: give it [[pruners]], [[quantizers]], [[regularizers]] or "
                 "[[learning_rate]]."
             )
-        for kind in ("pruners", "quantizers", "regularizers", "learning_rate"):
+        for kind in KINDS:
             for number, entry in enumerate(getattr(self, kind)):
                 self.window(entry).check_fits(self.epochs, f"{kind}[{number}]")
 
@@ -158,6 +162,18 @@ class Schedule:
 def load(path: Path) -> Schedule:
     """Raises SettingsError for a file that is missing, malformed or says what cannot be."""
     return build(Schedule, load_toml(path), where=str(path))
+
+
+def to_toml(schedule: Schedule) -> str:
+    """The text of a file that `load` reads back."""
+    lines = [f"epochs = {schedule.epochs}"]
+    for kind in KINDS:
+        for entry in getattr(schedule, kind):
+            lines += ["", f"[[{kind}]]"]
+            for key, value in to_plain(entry).items():
+                if value is not None:  # numbers, text and lists look alike in JSON and TOML
+                    lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
 
 
 def targets(network: nn.Module, entry: Pruner | QuantizerEntry | Regularizer) -> list[str]:

@@ -157,7 +157,4 @@ def plot(result: Sensitivity, path: Path) -> None:
     axes.set_xlabel("share of zeros in one weight")
     axes.set_ylabel("accuracy / %")
     axes.legend(fontsize="x-small", ncols=2)
-    try:
-        files.replace(path, lambda temporary: figure.savefig(temporary, format=kind))
-    except OSError as error:
-        raise EsnacError(f"Cannot write {path}: {files.reason(error)}.") from None
+    files.write(path, lambda temporary: figure.savefig(temporary, format=kind))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esnac.errors import EsnacError
+from esnac.group import Observer
 from esnac.quantization.codes import Codes
 from esnac.settings import require
 
@@ -61,12 +62,13 @@ class WeightQuantizer(nn.Module):
         raise NotImplementedError
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(Observer):
     """Quantises a tensor whose first dimension counts examples.
 
     What it must learn of its inputs (range, sign) it starts from the first batches that it sees in
-    training mode; a call in eval mode before that is an EsnacError. `layer` is the path of the
-    layer it belongs to. `enabled` False makes it the identity; `fired` tells whether it ever ran.
+    training mode, on all ranks of its group; a call in eval mode before that is an EsnacError.
+    `layer` is the path of the layer it belongs to. `enabled` False makes it the identity; `fired`
+    tells whether it ever ran.
     """
 
     settings: Any
@@ -100,6 +102,12 @@ class ActivationQuantizer(nn.Module):
 
     def observe(self, x: Tensor) -> None:
         """Called with every batch in training mode, before it is quantised."""
+
+    def span(self, x: Tensor) -> Tensor:
+        """The smallest and the largest value (2) of the `x` of all ranks."""
+        low, high = x.aminmax()
+        low, high = self.group.max(torch.stack([-low, high]))
+        return torch.stack([-low, high])
 
     def recall(self) -> bool:
         """Whether the range is known; reads it from the tensors, after a start or a load."""

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from esnac.errors import EsnacError, UnknownNameError
-from esnac.graphs.masks import Mask, effective_weights, mask_of
+from esnac.graphs.masks import Mask, effective_weights, mask_of, owner_of
 from esnac.quantization._base import (
     ActivationQuantizer,
     ActivationSettings,
@@ -63,19 +63,18 @@ def attach(network: nn.Module, plan: Plan) -> None:
         layer.register_forward_pre_hook(_quantize_inputs, with_kwargs=True)
 
 
-def detach(network: nn.Module, *, bake: bool = True, activations: bool = True) -> None:
+def detach(network: nn.Module, *, bake: bool = True) -> None:
     """Takes the quantisers off, weights first.
 
     `bake`: the quantised values (and zeros under masks) become the weights; else the masters come
-    back and masks stay. `activations` False leaves the quantisers of inputs where they are. Raises
-    EsnacError when there is nothing to take off.
+    back and masks stay. Raises EsnacError when there is nothing to take off.
     """
     weights = weight_quantizers(network)
-    inputs = activation_quantizers(network) if activations else {}
+    inputs = activation_quantizers(network)
     if not weights and not inputs:
         raise EsnacError("The network has no quantisers to detach.")
     for name in weights:
-        module, tensor = _owner(network, name)
+        module, tensor = owner_of(network, name)
         chain = _chain(module, tensor)
         assert chain is not None
         if bake or len(chain) == 1:
@@ -122,7 +121,7 @@ def masters(network: nn.Module) -> dict[str, Tensor]:
     """The trained tensors under the quantisers, by the name of the weight; not copied."""
     found = {}
     for name in weight_quantizers(network):
-        module, tensor = _owner(network, name)
+        module, tensor = owner_of(network, name)
         found[name] = module.parametrizations[tensor].original  # type: ignore[index, union-attr]
     return found
 
@@ -217,7 +216,7 @@ def _shared(network: nn.Module) -> dict[str, str]:
 
 
 def _attach_weight(network: nn.Module, name: str, quantizer: WeightQuantizer) -> None:
-    module, tensor = _owner(network, name)
+    module, tensor = owner_of(network, name)
     quantizer.train(module.training)
     chain = _chain(module, tensor)
     if chain is not None and isinstance(chain[-1], Mask):
@@ -244,11 +243,6 @@ def _quantize_inputs(
     count = len(names)
     args = (*map(quantized, args[:count]), *args[count:])
     return args, {k: quantized(v) if k in names else v for k, v in kwargs.items()}
-
-
-def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, tensor = name.rpartition(".")
-    return network.get_submodule(path), tensor
 
 
 def _chain(module: nn.Module, tensor: str) -> parametrize.ParametrizationList | None:

@@ -112,12 +112,18 @@ class LSQActivation(ActivationQuantizer):
         return positive(self.raw_step)
 
     def observe(self, x: Tensor) -> None:
-        if self._known or self.recall() or not x.any():
+        if self._known or self.recall():
+            return
+        span = self.span(x)
+        if not span.any():
             return
         if self.settings.signed is None:
-            self.signed.fill_(bool((x < 0).any()))
+            self.signed.fill_(bool(span[0] < 0))
         _, high = self._limits()
-        self.raw_step.copy_(first_step(x.float().reshape(1, -1), high).reshape(()))
+        mean = x.float().abs().mean().double()
+        count = torch.full_like(mean, x.numel())
+        total, count = self.group.sum(torch.stack([count * mean, count]))
+        self.raw_step.copy_(first_step((total / count).float().reshape(1, 1), high).reshape(()))
 
     def recall(self) -> bool:
         self.low, self.high = self._limits()

@@ -98,7 +98,7 @@ class MinMaxActivation(ActivationQuantizer):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def observe(self, x: Tensor) -> None:
-        met = torch.stack(x.aminmax()).to(self.extremes)
+        met = self.span(x).to(self.extremes)
         if met.any():
             self.extremes.lerp_(met, 1 - self.settings.decay)
             self.batches.add_(1)

@@ -36,10 +36,7 @@ def write(path: Path, network: StudentNetwork) -> int:
     written.
     """
     data = pack(_tensors(network), _about(network))
-    try:
-        files.replace(path, lambda temporary: temporary.write_bytes(data))
-    except OSError as error:
-        raise EsnacError(f"Cannot write {path}: {files.reason(error)}.") from None
+    files.write(path, lambda temporary: temporary.write_bytes(data))
     return len(data)
 
 

@@ -108,9 +108,7 @@ def _write_plain(name: str, tensor: Tensor) -> tuple[Entry, list[bytes]]:
     if not keep.all():
         sparse = {"keep": _from_codes(keep.numpy().astype(np.uint8), 2)}
         sparse["values"] = _from_numbers(flat[keep])
-        written = min(
-            written, sparse, key=lambda parts: sum(len(data) for _, data in parts.values())
-        )
+        written = min(written, sparse, key=_bytes)
     entry = {"name": name, "shape": list(tensor.shape), "dtype": kind, "parts": _index(written)}
     return entry, [data for _, data in written.values()]
 

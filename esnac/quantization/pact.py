@@ -56,11 +56,14 @@ class PACTActivation(ActivationQuantizer):
         return positive(self.raw_bound)
 
     def observe(self, x: Tensor) -> None:
-        if self._known or self.recall() or not x.any():
+        if self._known or self.recall():
+            return
+        span = self.span(x)
+        if not span.any():
             return
         if self.settings.signed is None:
-            self.signed.fill_(bool((x < 0).any()))
-        start = x.abs().amax() if self.settings.start is None else self.settings.start
+            self.signed.fill_(bool(span[0] < 0))
+        start = span.abs().amax() if self.settings.start is None else self.settings.start
         self.raw_bound.fill_(start)
 
     def recall(self) -> bool:

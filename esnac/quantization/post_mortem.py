@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from esnac.quantization.attach import Plan, attach, calibrate, detach
 from esnac.quantization.recalibration import recalibrate
+from esnac.runtime import evaluating
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,16 @@ def post_mortem(
 
 @contextmanager
 def quantized(network: nn.Module, plan: Plan, batches: Sequence[Tensor]) -> Iterator[None]:
-    """The quantisers of `plan` are on inside; afterwards tensors and modes are as before."""
+    """Eval mode and the quantisers of `plan` inside; afterwards tensors and modes are as before."""
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    modes = [(module, module.training) for module in network.modules()]
-    attach(network, plan)
-    try:
-        if plan.activations:
-            calibrate(network, batches)
-        yield
-    finally:
-        detach(network, bake=False)
-        with torch.no_grad():
-            for name, buffer in network.named_buffers():
-                buffer.copy_(before[name])
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(network):
+        attach(network, plan)
+        try:
+            if plan.activations:
+                calibrate(network, batches)
+            yield
+        finally:
+            detach(network, bake=False)
+            with torch.no_grad():
+                for name, buffer in network.named_buffers():
+                    buffer.copy_(before[name])

@@ -111,9 +111,12 @@ class ExportStage:
             students.write_files(target, students.read_files(source))
         calibration = self._calibration(data, context)
         paths = {name: target / FILES[name] for name in formats}
-        refused = {}
+        refused: dict[str, str] = {}
         for name in formats:
+            made_from = SOURCES[name]
             try:
+                if made_from in refused:
+                    raise EsnacError(refused[made_from])
                 _WRITERS[name](student, paths, calibration, data)
             except EsnacError as error:
                 if self.settings.method != "all" or name in _NEEDED:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from esnac.errors import EsnacError, SettingsError, did_you_mean
 from esnac.pruning.importance import Importance
 from esnac.settings import build, to_plain
@@ -44,6 +46,9 @@ class Step:
 
 #: Takes what became of a step: a result or, in one line, why there is none.
 Report = Callable[[Step, "StageResult | str"], None]
+
+#: Errors that the user can act on: they end the chain of the finalist they are met in.
+FAILURES = (EsnacError, torch.OutOfMemoryError)
 
 
 def links(chain: Sequence[Mapping[str, Any]]) -> tuple[Link, ...]:
@@ -107,8 +112,18 @@ def run_here(
             try:
                 with context(step) as ready:
                     outcome = step.link.stage.run(step.source, step.target, ready)
-            except EsnacError as error:
-                outcome = str(error)
+            except FAILURES as error:
+                outcome = reason(error)
             report(step, outcome)
             if isinstance(outcome, str):
                 break
+
+
+def reason(error: Exception) -> str:
+    """In one line, why a stage failed and what to do."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "The device has too little memory: take one with more, or start another run with a "
+            "smaller batch, as in --set finish.training.batch_size=32."
+        )
+    return str(error)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from esnac.distillation.losses import Distillation
 from esnac.errors import EsnacError, SettingsError
 from esnac.pruning.gradual import UNUSED, Gradual, Pruner
 from esnac.pruning.layers import prunable
@@ -25,7 +26,7 @@ from esnac.pruning.schedule import HEADER, Schedule, firings, row, targets
 from esnac.settings import require, require_used
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure, save_student, trainable
-from esnac.stages.retraining import Distillation, require_training, retrain, retraining
+from esnac.stages.retraining import require_training, retrain, retraining
 from esnac.training import Hooks, TrainingSettings, accuracy
 
 #: What a stage that does not train does not look at.

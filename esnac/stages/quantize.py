@@ -13,10 +13,9 @@ to the bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esnac.data.batches import training_batches
+from esnac.distillation.losses import Distillation
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError
 from esnac.graphs.network import StudentNetwork
@@ -38,17 +37,15 @@ from esnac.quantization.post_mortem import post_mortem
 from esnac.quantization.recalibration import recalibrate
 from esnac.quantization.size import size_report
 from esnac.quantization.store import PACKED
-from esnac.runtime import torch_generator
 from esnac.settings import require, require_used
+from esnac.stages import calibration
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import deployed_file, measure, save_student, trainable
-from esnac.stages.retraining import Distillation, require_training, retrain, retraining
+from esnac.stages.retraining import require_training, retrain, retraining
 from esnac.training import TrainingSettings, accuracy, logits
 
 Method = Literal["lsq", "dorefa", "pact", "qd", "dq", "post"]
 
-#: Training images from which ranges and statistics are gathered, and how many at a time.
-CALIBRATION, BATCH = 1200, 100
 #: Batches from which gradients are measured (Polino et al. 2018: 5).
 GRADIENTS = 5
 
@@ -206,13 +203,14 @@ class _Work:
         plan = plan_of(student, _kind(method), self.settings.policy(), self.settings.bucket)
         if not self.settings.by_gradients:
             return plan
-        norms = gradient_norms(student, list(plan.weights), self.batches(GRADIENTS), _cross_entropy)
+        batches = calibration.batches(self.context, "calibration", GRADIENTS)
+        norms = gradient_norms(student, list(plan.weights), batches, _cross_entropy)
         return reallocate(plan, student, norms, self.settings.policy().weights)
 
     def without_training(self) -> dict[str, float]:
         """Accuracies of the student as it is, and rounded."""
         student = self.load()
-        rounded = post_mortem(student, self.plan(student, "post"), self.accuracy, self.inputs())
+        rounded = post_mortem(student, self.plan(student, "post"), self.accuracy, self.inputs)
         return {
             "float": self.accuracy(student),
             "rounded": rounded.plain,
@@ -225,12 +223,12 @@ class _Work:
         plan = self.plan(student, self.settings.method)
         attach(student, plan)
         if plan.activations:
-            calibrate(student, self.inputs())
+            calibrate(student, self.inputs)
         # The statistics of the float weights no longer fit; dorefa even changes the scale.
         if self.settings.method == "post":
             self.recalibrate_if_better(student)
         else:
-            recalibrate(student, self.inputs())
+            recalibrate(student, self.inputs)
             if self.settings.method == "dq":
                 freeze_but_points(student)
             training = self.training()
@@ -240,13 +238,13 @@ class _Work:
                 on_epoch=context.on_epoch if report else None,
             )
             retrain(student, training, context, checkpoint, "quantize")
-        verify_fired(student, self.inputs()[0])
+        verify_fired(student, self.inputs[0])
         return student
 
     def recalibrate_if_better(self, student: StudentNetwork) -> None:
         """On the validation images."""
         plain, before = deepcopy(student.state_dict()), self.validation(student)
-        if recalibrate(student, self.inputs()) and self.validation(student) < before:
+        if recalibrate(student, self.inputs) and self.validation(student) < before:
             student.load_state_dict(plain)
 
     def training(self) -> TrainingSettings:
@@ -286,18 +284,10 @@ class _Work:
             group=context.group,
         )
 
+    @cached_property
     def inputs(self) -> list[Tensor]:
         """Training images to gather ranges and statistics from."""
-        return [inputs for inputs, _ in self.batches(CALIBRATION // BATCH)]
-
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training images with their labels, not augmented."""
-        order = torch_generator(self.context.seed, "calibration", self.context.index)
-        batches = training_batches(
-            self.context.data, BATCH, order_generator=order, augmentation_seed=None, epoch=0
-        )
-        for inputs, labels, _ in islice(batches, count):
-            yield inputs, labels
+        return [inputs for inputs, _ in calibration.batches(self.context, "calibration")]
 
     def check(self, target: Path) -> None:
         """Raises EsnacError unless the packed file computes what the student's folder does."""

@@ -22,14 +22,13 @@ import torch
 from esnac.cluster import Cluster
 from esnac.data.arrays import pack, to_array, to_tensor, unpack
 from esnac.distillation.targets import TeacherTargets
-from esnac.errors import EsnacError
 from esnac.graphs import student as students
 from esnac.graphs.arch_graph import ArchGraph
 from esnac.graphs.network import StudentNetwork
 from esnac.group import ALONE, Group
 from esnac.runtime import WantedPrecision, set_up_worker
 from esnac.stages._base import Stage, StageContext, StageResult
-from esnac.stages.pipeline import Report, Step
+from esnac.stages.pipeline import FAILURES, Report, Step, reason
 from esnac.training import TrainingSettings
 
 #: A result, and the student's files unless they lie in the run's folder already.
@@ -208,8 +207,8 @@ def _outcome(task: Any, target: Path) -> StageResult | str:
         result, files = ray.get(task)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause or error
-        if isinstance(cause, EsnacError):
-            return str(cause)
+        if isinstance(cause, FAILURES):
+            return reason(cause)
         return f"{type(cause).__name__}: {cause}".splitlines()[0]
     except ray.exceptions.RayError as error:
         return f"its worker was lost ({type(error).__name__})"

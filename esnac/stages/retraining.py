@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
-from esnac.distillation.losses import make_loss
+from esnac.distillation.losses import Distillation, make_loss
 from esnac.runtime import derive_seed
 from esnac.settings import require
 from esnac.stages._base import StageContext
@@ -17,8 +16,6 @@ from esnac.training.hooks import NO_HOOKS
 
 #: The end of the names of learned steps (`quantization.lsq`).
 STEP = ".raw_step"
-
-Distillation = Literal["none", "logit_mse", "soft_targets"]
 
 
 def require_training(epochs: int | None, learning_rate: float | None) -> None:

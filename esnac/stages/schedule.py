@@ -1,7 +1,8 @@
 """The stage `schedule`: one training in which a file says what acts when.
 
 The file (`esnac.pruning.schedule`) names pruners, quantisers, regularisers and changes of the
-learning rate, each with its layers and epochs. It is kept with the student.
+learning rate, each with its layers and epochs. It is read once: the settings hold what it says, and
+so does a file beside the student.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esnac import files
+from esnac.distillation.losses import Distillation
 from esnac.errors import EsnacError, SettingsError
 from esnac.graphs.network import StudentNetwork
 from esnac.pruning import schedule as schedules
@@ -20,14 +22,14 @@ from esnac.pruning.schedule import QuantizerEntry, Schedule
 from esnac.quantization.attach import Plan, activation_quantizers, attach, weight_quantizers
 from esnac.quantization.methods import plan_of, require_bits
 from esnac.quantization.policy import FLOAT, Policy
-from esnac.settings import require
+from esnac.settings import require, require_used
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import load_student, measure, save_student, trainable
 from esnac.stages.prune import details, on_test, zeros
-from esnac.stages.retraining import Distillation, require_training, retrain, retraining
+from esnac.stages.retraining import require_training, retrain, retraining
 from esnac.training import Hooks, TrainingSettings
 
-#: The schedule in the folder of the student that was trained by it.
+#: The schedule in the folder of the student that was trained by it, with all its settings.
 KEPT = "schedule.toml"
 
 
@@ -36,29 +38,39 @@ class ScheduleSettings:
     """What is None is as in the run's full training; the file says how many epochs."""
 
     method: Literal["file"] = "file"
+    #: The file; empty once it is read, so that settings are equal if their plans are.
     path: str = ""
+    #: What it says.
+    plan: Schedule | None = None
     learning_rate: float | None = None
     distillation: Distillation = "soft_targets"
 
     def __post_init__(self) -> None:
-        require(bool(self.path), "path", "a TOML file: schedule(file, path=plan.toml)", "nothing")
         require_training(None, self.learning_rate)
-        for entry in schedules.load(Path(self.path)).quantizers:
+        plan = self.plan
+        if plan is None:
+            expected = "a TOML file: schedule(file, path=plan.toml)"
+            require(bool(self.path), "path", expected, "nothing")
+            plan = schedules.load(Path(self.path))
+            object.__setattr__(self, "plan", plan)
+            object.__setattr__(self, "path", "")
+        require_used(self, ("path",), "beside a plan")
+        for entry in plan.quantizers:
             require_bits(entry.method, _policy(entry))
 
 
+@dataclass(frozen=True)
 class ScheduleStage:
-    """Reads the file when it is made: what is changed in it later does not matter."""
-
-    def __init__(self, settings: ScheduleSettings) -> None:
-        self.settings = settings
-        path = Path(settings.path)
-        self.schedule = schedules.load(path)
-        self.text = path.read_text(encoding="utf-8")
+    settings: ScheduleSettings
 
     @property
     def name(self) -> str:
         return f"schedule-{self.settings.method}"
+
+    @property
+    def schedule(self) -> Schedule:
+        assert self.settings.plan is not None
+        return self.settings.plan
 
     def rehearse(
         self, student: StudentNetwork, training: TrainingSettings
@@ -93,13 +105,13 @@ class ScheduleStage:
         retrain(student, training, context, target / CHECKPOINT, "schedule", hooks=hooks)
         if schedule.pruners and zeros(student) == zeros_before:
             raise EsnacError(
-                f"{self.settings.path} prunes nothing: the student in {source} is that sparse "
-                "already. Ask for more sparsity, or leave the pruners out."
+                f"The schedule prunes nothing: the student in {source} is that sparse already. "
+                "Ask for more sparsity, or leave the pruners out."
             )
 
         def keep() -> StageResult:
             save_student(target, student)
-            files.write_text(target / KEPT, self.text)
+            files.write_text(target / KEPT, schedules.to_toml(schedule))
             result = measure(self.name, target, context, start)
             table["after"] = result.accuracy
             about: dict[str, Any] = details(table, load_student(target))

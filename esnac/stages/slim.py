@@ -14,17 +14,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from esnac.data.batches import training_batches
+from esnac.data.batches import batch_sizes
+from esnac.distillation.losses import Distillation
 from esnac.errors import EsnacError, SettingsError
 from esnac.graphs.cost import cost
 from esnac.graphs.groups import makes_channels
@@ -46,15 +44,13 @@ from esnac.pruning.slimming import (
 from esnac.quantization.attach import is_quantized
 from esnac.runtime import torch_generator
 from esnac.settings import require, require_used
+from esnac.stages import calibration
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.measure import measure, save_student, trainable
 from esnac.stages.prune import on_test
-from esnac.stages.retraining import Distillation, retrain, retraining
+from esnac.stages.retraining import retrain, retraining
 from esnac.training import Hooks, TrainingSettings
 from esnac.training.schedules import learning_rate
-
-#: Training images of which Taylor importance is the mean, and how many at a time.
-IMAGES, BATCH = 1200, 100
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ class _Work:
                 "The strength of the penalty follows from the steps of SGD; with "
                 f"{training.optimizer} give it: slim(scales, strength=0.001)."
             )
-        steps = ceil(len(self.context.data.train) / training.batch_size)
+        steps = len(batch_sizes(len(self.context.data.train), training.batch_size))
         rates = (learning_rate(training, i, steps) for i in range(steps * training.epochs))
         return strength_for(rates, training.momentum)
 
@@ -244,17 +240,10 @@ class _Work:
             yield "scales", importance.by_scales(student, groups)
         yield "l1", importance.by_weights(student, groups, 1)
         yield "l2", importance.by_weights(student, groups, 2)
-        yield "taylor", importance.by_taylor(student, groups, self._batches(), cross_entropy)
+        batches = calibration.batches(self.context, "taylor")
+        yield "taylor", importance.by_taylor(student, groups, batches, cross_entropy)
         generator = torch_generator(self.context.seed, "random channels", self.context.index)
         yield "random", importance.at_random(groups, generator)
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch_generator(self.context.seed, "taylor", self.context.index)
-        batches = training_batches(
-            self.context.data, BATCH, order_generator=order, augmentation_seed=None, epoch=0
-        )
-        for inputs, labels, _ in islice(batches, IMAGES // BATCH):
-            yield inputs, labels
 
 
 def _space(student: StudentNetwork, settings: SlimSettings) -> Space:

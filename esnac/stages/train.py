@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from esnac.distillation.losses import Distillation
 from esnac.stages._base import StageContext, StageResult
 from esnac.stages.full_training import FullTraining
-from esnac.stages.retraining import Distillation, require_training, retraining
+from esnac.stages.retraining import require_training, retraining
 
 
 @dataclass(frozen=True)

@@ -252,13 +252,13 @@ def _train(
 ) -> tuple[float, float]:
     """One pass over the training images: mean loss, and learning rate of the last step."""
     settings, count = run.settings, len(run.data.train)
-    steps_per_epoch = math.ceil(count / settings.batch_size)
+    sizes = batch_sizes(count, settings.batch_size)
+    steps_per_epoch = len(sizes)
     look = CHECK_EVERY.get(run.device.type, 1)
     total = torch.zeros((), device=run.device)
     rate = settings.learning_rate
     factor = 1.0 if run.hooks.rate is None else run.hooks.rate(epoch)
     model.train()
-    sizes = batch_sizes(count, settings.batch_size)
     batches = training_batches(
         run.data,
         settings.batch_size,

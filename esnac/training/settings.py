@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esnac.errors import SettingsError
+from esnac.runtime import WantedPrecision
 from esnac.settings import require
 
 
@@ -29,7 +30,7 @@ class TrainingSettings:
     #: "step": epochs (from 0) at whose start the rate is multiplied by `gamma`.
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: WantedPrecision = "auto"
     distillation: Literal["none", "logit_mse", "soft_targets"] = "none"
     #: Weight of the cross entropy with the labels.
     label_weight: float = 1.0

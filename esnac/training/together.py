@@ -1,4 +1,7 @@
-"""One model trained by a group: shared gradients, and batch norm over the batches of all ranks."""
+"""One model trained by a group: shared gradients, and batch norm over the batches of all ranks.
+
+Layers that observe their inputs do so on all ranks, too.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from esnac.group import Group
+from esnac.group import ALONE, Group, Observer
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
@@ -23,7 +26,7 @@ def joined(model: nn.Module, group: Group) -> Iterator[nn.Module]:
 
     All ranks start from the weights of rank 0 and end with its buffers. Batch norm takes its
     statistics of the whole batch, so that a training does not depend on the number of ranks; one
-    that is frozen (in eval mode) does as always. Alone, it is `model`.
+    that is frozen (in eval mode) does as always. Observers see all ranks. Alone, it is `model`.
     """
     if group.size == 1:
         yield model
@@ -31,11 +34,16 @@ def joined(model: nn.Module, group: Group) -> Iterator[nn.Module]:
     norms = [layer for layer in model.modules() if isinstance(layer, Norm)]
     for layer in norms:
         layer.forward = partial(_normalise, layer, group)  # type: ignore[method-assign]
+    observers = [layer for layer in model.modules() if isinstance(layer, Observer)]
+    for observer in observers:
+        observer.group = group
     try:
         yield _parallel(model)
     finally:
         for layer in norms:
             del layer.forward
+        for observer in observers:
+            observer.group = ALONE
     for buffer in model.buffers():
         distributed.broadcast(buffer, 0)
 

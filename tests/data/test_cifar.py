@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import pickle
 import urllib.error
@@ -77,6 +79,31 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in message
     assert "\n" not in message
     assert not root.exists()  # nothing half-written
+
+
+def test_a_failed_extraction_leaves_the_archive_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from esnac.data.vision import torchvision
+
+    torchvision()
+    from torchvision.datasets import CIFAR10
+
+    archive, folder = tmp_path / "cifar-10-python.tar.gz", tmp_path / "cifar-10-batches-py"
+    archive.write_bytes(b"images")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(b"images").hexdigest())
+
+    def fill_the_disk(*_: Any) -> None:
+        folder.mkdir()
+        (folder / "data_batch_1").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torchvision.datasets.utils.extract_archive", fill_the_disk)
+    for _ in range(2):
+        with pytest.raises(DataError, match="No space left on device"):
+            data.load("cifar10", tmp_path, DataSettings())
+        assert archive.read_bytes() == b"images"
+        assert not folder.exists()
 
 
 def test_torchvision_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from esnac.data import decode as module
 from esnac.data.decode import decode
@@ -56,6 +56,21 @@ def test_scaled_to_cover_and_cropped_in_the_centre() -> None:
     small = one(Image.fromarray(wide))[0]
     assert (small[:, 2:-2] == 200).all()
     assert small.min() > 180  # bicubic reaches over the border by a little
+
+
+@pytest.mark.parametrize("side", [8, 20])
+def test_images_are_turned_as_their_exif_says(side: int) -> None:
+    """Orientation 6: the left column is the top row of the scene, to be turned clockwise."""
+    stored = numpy.zeros((side, side), dtype=numpy.uint8)
+    stored[:, : side // 2] = 200
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    (turned,) = decode([file.getvalue()], ["x"], 8)
+    assert turned[0, :3].min() > 180
+    assert turned[0, 5:].max() < 20
 
 
 def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,14 @@ def test_unusable_files(tmp_path: Path) -> None:
         load(tmp_path / "y.parquet")
 
 
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    for shard in range(3):
+        write(tmp_path / f"train-{shard}.parquet", [0, 1] * 5)
+    (tmp_path / "train-1.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(DataError, match=r"Cannot read .*train-1\.parquet as Parquet"):
+        load(tmp_path)
+
+
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     images = [{"bytes": png(1), "path": f"{index}.png"} for index in range(8)]
     images[5]["bytes"] = b"broken"

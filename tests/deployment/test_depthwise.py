@@ -42,6 +42,10 @@ def test_which_norms_can_be_folded(pre_activation: StudentNetwork) -> None:
     plain = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4))
     assert len(unfoldable_norms(trace(plain, (1, 2, 2)))) == 1, "the first; none over features"
 
+    plain = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, track_running_stats=False))
+    assert len(unfoldable_norms(trace(plain, (1, 2, 2)))) == 1, "what it computes is not fixed"
+    assert replace_unfoldable(plain, (1, 2, 2)) == []
+
 
 def test_outputs_stay(pre_activation: StudentNetwork) -> None:
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))

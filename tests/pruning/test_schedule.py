@@ -7,7 +7,7 @@ import torch
 
 from esnac import networks
 from esnac.errors import SettingsError
-from esnac.pruning.schedule import Schedule, check, firings, load, penalty
+from esnac.pruning.schedule import Schedule, check, firings, load, penalty, to_toml
 from tests.pruning.conftest import plain
 
 TEXT = """
@@ -64,6 +64,13 @@ def test_the_dry_run_tells_what_fires_when(tmp_path: Path) -> None:
     ]
     assert schedule.settled == 8
     assert rows[4][4] == "3.weight, 6.weight, 9.weight, ..."
+
+
+def test_a_schedule_as_a_file_reads_back(tmp_path: Path) -> None:
+    text = TEXT.replace("strength = 0.001", 'strength = 1e-5\nlayers = ["a \\"b\\" \U0001f600"]')
+    schedule = read(tmp_path, text)
+    assert schedule.regularizers[0].layers == ('a "b" \U0001f600',)
+    assert read(tmp_path, to_toml(schedule)) == schedule
 
 
 def test_the_rate_of_the_published_schedule() -> None:

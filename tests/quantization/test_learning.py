@@ -11,7 +11,6 @@ import copy
 import math
 from collections.abc import Iterable
 from functools import cache
-from itertools import chain
 
 import pytest
 import torch
@@ -19,14 +18,18 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from esnac.distillation.losses import soft_targets
+from esnac.data.sets import DataSet, ImageSet
+from esnac.distillation.losses import make_loss, soft_targets
+from esnac.distillation.targets import TeacherTargets
 from esnac.quantization.allocation import gradient_norms, reallocate
-from esnac.quantization.attach import Plan, attach, masters
-from esnac.quantization.points import CodebookSettings, PointSettings, codebooks, fit_points
+from esnac.quantization.attach import Plan, attach, masters, weight_codes
+from esnac.quantization.points import CodebookSettings, freeze_but_points
 from esnac.quantization.post_mortem import PostMortem, post_mortem
 from esnac.quantization.recalibration import recalibrate
 from esnac.quantization.uniform_weight import UniformSettings
+from esnac.training import TrainingSettings, fit
 
+CPU = torch.device("cpu")
 WEIGHTS = ("conv1.weight", "conv2.weight", "hidden.weight", "output.weight")
 pytestmark = pytest.mark.slow
 
@@ -56,6 +59,17 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = (torch.from_numpy(bunch.images).float() / 8 - 1).unsqueeze(1)[order]
     y = torch.from_numpy(bunch.target).long()[order]
     return x[:1200], y[:1200], x[1200:], y[1200:]
+
+
+@cache
+def images() -> DataSet:
+    """The same as bytes; validation images, by which nothing is chosen, are those of the test."""
+    bunch = [((x + 1) * 8).byte() for x in digits()[::2]]
+    train, test = map(ImageSet, bunch, digits()[1::2])
+    eight = (8 / 255,)
+    return DataSet(
+        "digits", train, test, test, 10, tuple("0123456789"), eight, eight, padding=0, flip=False
+    )
 
 
 def accuracy(net: nn.Module) -> float:
@@ -198,7 +212,8 @@ def train_points(
     recalibrated: bool,
     by_gradients: bool = False,
 ) -> float:
-    """Points of the float student's weights, by itself as a teacher."""
+    """Points of the float student's weights, by itself as a teacher, as the stage trains them: 19
+    steps an epoch, the last one on the 48 images that are left."""
     net = copy.deepcopy(student(seed))
     plan = Plan(dict.fromkeys(WEIGHTS, settings))
     if by_gradients:
@@ -208,23 +223,26 @@ def train_points(
     if recalibrated:
         recalibrate(net, calibration())
     before = {name: tensor.clone() for name, tensor in masters(net).items()}
-    x = digits()[0]
-    generator, whole = torch.Generator().manual_seed(seed), student(seed)
-
-    def loss(net: nn.Module, inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            targets = whole(inputs)
-        return soft_targets(net(inputs), targets, 2.0)
-
-    orders = (torch.randperm(1200, generator=generator) for _ in range(epochs))
-    batches = chain.from_iterable(order[: 18 * 64].split(64) for order in orders)
-    fit_points(
-        net, (x[rows] for rows in batches), loss, steps=18 * epochs, settings=PointSettings(rate)
+    freeze_but_points(net)
+    training = TrainingSettings(
+        epochs, batch_size=64, optimizer="adam", learning_rate=rate, weight_decay=0.0,
+        schedule="cosine", precision="float32", distillation="soft_targets", temperature=2.0,
+        label_weight=0.0, select="last",
+    )  # fmt: skip
+    fit(
+        net,
+        images(),
+        training,
+        loss=make_loss(training),
+        seed=seed,
+        augmentation_seed=seed,
+        targets=TeacherTargets(student(seed), images(), seed, CPU, "float32"),
+        device=CPU,
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in masters(net).items())
-    for codebook in codebooks(net).values():
-        assert codebook.points.isfinite().all()
-        assert (codebook.points.diff() > 0).all()
+    for codes in weight_codes(net).values():
+        assert codes.table.isfinite().all()
+        assert (codes.table.diff() > 0).all()
     return accuracy(net)
 
 

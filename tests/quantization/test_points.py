@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from esnac.errors import EsnacError, SettingsError, TrainingError
+from esnac.data import from_tensors
+from esnac.distillation.losses import make_loss
+from esnac.distillation.targets import TeacherTargets
+from esnac.errors import EsnacError, SettingsError
 from esnac.graphs.masks import attach_masks
-from esnac.quantization.attach import Plan, attach, masters, weight_codes
+from esnac.quantization.attach import Plan, attach, weight_codes
 from esnac.quantization.codes import decode
 from esnac.quantization.points import (
     CodebookSettings,
     CodebookWeight,
     PointSettings,
-    codebooks,
-    fit_points,
+    freeze_but_points,
 )
+from esnac.training import TrainingSettings, fit
+
+CPU = torch.device("cpu")
 
 
 def test_by_hand() -> None:
@@ -32,9 +37,7 @@ def test_by_hand() -> None:
     value.backward(torch.arange(1.0, 8))
     assert quantizer.points.grad is not None
     assert quantizer.points.grad.tolist() == [4 * (3 + 4 + 6 + 7), 4 * (1 + 2 + 5)]
-    quantizer.sort()
-    assert quantizer.points.tolist() == pytest.approx([0.1, 0.9])
-    assert torch.equal(quantizer(weight), value)
+    assert quantizer.codes(weight).table.tolist() == pytest.approx([0.1, 0.9])
 
 
 def test_the_gradient_is_divided_by_the_root_of_the_number_of_weights() -> None:
@@ -80,7 +83,11 @@ def test_codes_are_to_the_bit_what_the_network_computes_with() -> None:
     assert (network[3].weight == 0).any()
 
 
-PLAN = Plan({"0.weight": CodebookSettings(4, rows=8), "3.weight": CodebookSettings(3, rows=8)})
+def plan(first: str, last: str) -> Plan:
+    return Plan({first: CodebookSettings(4, rows=8), last: CodebookSettings(3, rows=8)})
+
+
+PLAN = plan("0.weight", "3.weight")
 
 
 def made() -> nn.Sequential:
@@ -88,64 +95,48 @@ def made() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def squares(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    inputs, targets = batch
-    loss: Tensor = (network(inputs) - targets).square().mean()
-    return loss
-
-
-def batches(count: int) -> list[tuple[Tensor, Tensor]]:
-    whole = made().eval()
+def test_only_points_and_statistics_change() -> None:
+    """Trained as the stage `quantize` trains them: by Adam, towards the network as it was."""
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        return [(x, whole(x)) for x in torch.randn(count, 64, 4, generator=generator)]
-
-
-@pytest.mark.parametrize(("optimizer", "rate"), [("adam", 0.01), ("sgd", 0.1)])
-def test_only_points_and_statistics_change(optimizer: str, rate: float) -> None:
-    network = made().eval()
-    attach(network, PLAN)
-    network[0].bias.requires_grad_(False)
+    images = torch.randint(256, (400, 1, 2, 2), generator=generator, dtype=torch.uint8)
+    data = from_tensors((images, torch.arange(400) % 2))
+    whole, network = (nn.Sequential(nn.Flatten(), *made()) for _ in range(2))
+    attach(network, plan("1.weight", "4.weight"))
+    freeze_but_points(network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    data = batches(60)
-    start = sum(squares(network.train(), batch).item() for batch in data[-20:]) / 20
-    network.load_state_dict(before)
-    network.eval()
-    settings = PointSettings(rate, optimizer)  # type: ignore[arg-type]
-    mean = fit_points(network, iter(data), squares, steps=60, settings=settings)
-    end = sum(squares(network.train(), batch).item() for batch in data[-20:]) / 20
-    assert end < 0.7 * start
-    assert mean < start
+    settings = TrainingSettings(
+        epochs=10, batch_size=32, optimizer="adam", learning_rate=0.01, weight_decay=0.0,
+        schedule="cosine", precision="float32", distillation="logit_mse", label_weight=0.0,
+    )  # fmt: skip
+    result = fit(
+        network,
+        data,
+        settings,
+        loss=make_loss(settings),
+        seed=0,
+        augmentation_seed=0,
+        targets=TeacherTargets(whole, data, 0, CPU),
+        device=CPU,
+    )
+    assert result.history[-1].loss < 0.7 * result.history[0].loss
     changed = {
         n for n, tensor in network.state_dict().items() if not torch.equal(before[n], tensor)
     }
-    points = {f"{n}.parametrizations.weight.0.points" for n in "03"}
-    assert changed == points | {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
-    for codebook in codebooks(network).values():
-        assert (codebook.points.diff() > 0).all()
-        assert codebook.points.isfinite().all()
-    assert not network[0].bias.requires_grad
-    assert all(master.requires_grad for master in masters(network).values())
+    points = {f"{n}.parametrizations.weight.0.points" for n in "14"}
+    assert changed == points | {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
+    for codes in weight_codes(network).values():
+        assert (codes.table.diff() > 0).all()
+        assert codes.table.isfinite().all()
 
 
-def test_the_mode_comes_back() -> None:
-    network = made()
-    attach(network, PLAN)
-    network.eval()
-    fit_points(network, batches(2), squares, steps=2)
-    assert not any(module.training for module in network.modules())
-
-
-def test_what_goes_wrong() -> None:
+def test_points_are_all_that_is_trained() -> None:
     network = made()
     with pytest.raises(EsnacError, match="no points to train"):
-        fit_points(network, batches(1), squares, steps=1)
+        freeze_but_points(network)
     attach(network, PLAN)
-    with pytest.raises(EsnacError, match="3 steps need as many batches; there were 2"):
-        fit_points(network, batches(2), squares, steps=3)
-    nan = [(inputs * float("nan"), targets) for inputs, targets in batches(1)]
-    with pytest.raises(TrainingError, match="not finite at step 0"):
-        fit_points(network, nan, squares, steps=1)
+    freeze_but_points(network)
+    trained = {name for name, tensor in network.named_parameters() if tensor.requires_grad}
+    assert trained == {f"{n}.parametrizations.weight.0.points" for n in "03"}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_the_network_is_left_as_it_was(training: bool, masked: bool) -> None:
     found: list[torch.Tensor] = []
 
     def judge(judged: nn.Module) -> float:
+        assert not any(module.training for module in judged.children())
         found.append(effective_weights(judged)["0.weight"])
         norm = judged.get_submodule("1")
         assert isinstance(norm.running_mean, torch.Tensor)

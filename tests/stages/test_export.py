@@ -155,6 +155,24 @@ def test_all(trained: StudentNetwork, tmp_path: Path, context: StageContext) -> 
     assert files >= {row["path"] for row in found.values() if row["path"]}
 
 
+def test_what_is_made_from_a_refused_file_is_refused_too(
+    trained: StudentNetwork,
+    tmp_path: Path,
+    context: StageContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_source: Path, _target: Path) -> None:
+        raise EsnacError("MNN lacks an operator.")
+
+    monkeypatch.setattr("esnac.stages.export.require_extra", lambda _extra: None)
+    monkeypatch.setattr("esnac.deployment.mnn.convert", refuse)
+    result = export(trained, tmp_path, context, method="all")
+    assert list(rows(result)) == ["torch", "onnx", "onnx_int8"]
+    assert result.details["refused"] == dict.fromkeys(("mnn", "mnn_int8"), "MNN lacks an operator.")
+    with pytest.raises(EsnacError, match="lacks an operator"):
+        export(trained, tmp_path, context, method="mnn_int8")
+
+
 def test_the_same_images_serve_each_time(
     trained: StudentNetwork, tmp_path: Path, context: StageContext
 ) -> None:

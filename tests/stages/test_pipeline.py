@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from esnac.errors import EsnacError, SettingsError
 from esnac.settings import require
 from esnac.stages import STAGES, StageKind
 from esnac.stages._base import StageContext, StageResult
 from esnac.stages.pipeline import Link, Step, links, resolve, run_here, steps
+
+TOO_LARGE = (
+    "The device has too little memory: take one with more, or start another run with a smaller "
+    "batch, as in --set finish.training.batch_size=32."
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class AddSettings:
 
 @dataclass(frozen=True)
 class AddStage:
-    """Students here are a number in a file; 13 brings bad luck."""
+    """Students here are a number in a file; 13 brings bad luck, 14 is too much."""
 
     settings: AddSettings
 
@@ -41,6 +47,8 @@ class AddStage:
         number = int((source / "number").read_text()) + sign * self.settings.amount
         if number == 13:
             raise EsnacError("That would be 13.")
+        if number == 14:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14 GiB.")
         target.mkdir(parents=True)
         (target / "number").write_text(str(number))
         return StageResult(self.name, target, 0.5, 0.5, number, 1, 0.1, 1, {"number": number})
@@ -116,7 +124,7 @@ def test_steps_that_are_done_are_left_out(tmp_path: Path) -> None:
 def test_a_failure_ends_the_chain_of_its_finalist_only(tmp_path: Path) -> None:
     chain = links([add("plus", amount=2), add("plus")])
     work = []
-    for index, number in enumerate((1, 10, 11)):
+    for index, number in enumerate((1, 10, 12, 11)):
         finalist = tmp_path / str(index)
         finalist.mkdir()
         (finalist / "number").write_text(str(number))
@@ -132,7 +140,8 @@ def test_a_failure_ends_the_chain_of_its_finalist_only(tmp_path: Path) -> None:
     assert told == [
         *[(0, 1, 3), (0, 2, 4)],
         *[(1, 1, 12), (1, 2, "That would be 13.")],
-        (2, 1, "That would be 13."),
+        (2, 1, TOO_LARGE),
+        (3, 1, "That would be 13."),
     ]
     assert (tmp_path / "0" / "2-add-plus" / "number").read_text() == "4"
-    assert not (tmp_path / "2" / "1-add-plus").exists()
+    assert not (tmp_path / "3" / "1-add-plus").exists()

@@ -19,7 +19,7 @@ from esnac.quantization import packed, store
 from esnac.quantization.attach import masters
 from esnac.runtime import derive_seed
 from esnac.settings import build
-from esnac.stages import STAGES
+from esnac.stages import STAGES, calibration
 from esnac.stages._base import CHECKPOINT, StageContext, StageResult
 from esnac.stages.full_training import FullTraining
 from esnac.stages.quantize import QuantizeSettings, QuantizeStage, _Work
@@ -109,6 +109,22 @@ def test_the_figures_are_those_of_the_files(
     assert other is None or f"{other}, labels alone" in table
     print(values, {run: round(found, 3) for run, found in table.items()}, result.bytes)
     assert result.accuracy > 0.6, "three classes: a guess is right once in three"
+
+
+def test_calibration_images_are_made_once(
+    source: Path, tmp_path: Path, context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For rounding, ranges, statistics and the last look at the quantisers."""
+    made: list[str] = []
+    honest = calibration.batches
+
+    def counted(context: StageContext, purpose: str) -> Any:
+        made.append(purpose)
+        return honest(context, purpose)
+
+    monkeypatch.setattr(calibration, "batches", counted)
+    QuantizeStage(QuantizeSettings("post", activations=8)).run(source, tmp_path / "target", context)
+    assert made == ["calibration"]
 
 
 def test_pruned_weights_stay_zero(source: Path, tmp_path: Path, context: StageContext) -> None:

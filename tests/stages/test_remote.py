@@ -111,7 +111,8 @@ def same_weights(one: Path, other: Path) -> bool:
 
 @dataclass(frozen=True)
 class Sometimes:
-    """Full training, but finalist 1 diverges, 2 has a fault and 3 kills its worker every time."""
+    """Full training, but finalist 1 diverges, 2 has a fault, 3 kills its worker every time and 4 is
+    too large."""
 
     honest: FullTraining = field(default_factory=lambda: FullTraining(TRAINING))
     name: str = "train"
@@ -123,6 +124,8 @@ class Sometimes:
             raise ValueError("first line\nlast line")
         if context.index == 3:
             os.kill(os.getpid(), signal.SIGKILL)
+        if context.index == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14 GiB.")
         return self.honest.run(source, target, context)
 
 
@@ -136,7 +139,7 @@ def cluster() -> Iterator[Cluster]:
 def test_finalists_end_as_in_this_process_and_fail_alone(
     cluster: Cluster, data: DataSet, teacher: Teacher, tmp_path: Path
 ) -> None:
-    given = finalists(tmp_path, 5)
+    given = finalists(tmp_path, 6)
     found: dict[int, StageResult | str] = {}
 
     def report(step: Step, result: StageResult | str) -> None:
@@ -145,8 +148,8 @@ def test_finalists_end_as_in_this_process_and_fail_alone(
 
     work = chains(Sometimes(), given)
     run_stages(work, teacher.workshop(data), cluster, report, retries=1, in_order=True)
-    assert list(found) == [0, 1, 2, 3, 4], "those that fail at once wait for the first"
-    for index in (0, 4):
+    assert list(found) == [0, 1, 2, 3, 4, 5], "those that fail at once wait for the first"
+    for index in (0, 5):
         source, target = given[index]
         here = tmp_path / "here" / str(index)
         wanted = FullTraining(TRAINING).run(source, here, teacher.context(data, index))
@@ -158,8 +161,9 @@ def test_finalists_end_as_in_this_process_and_fail_alone(
     assert found[1] == "The loss is not finite."
     assert found[2] == "ValueError: first line"
     assert "worker was lost" in found[3]
+    assert "smaller batch" in found[4]
     left = {path.name for path in (tmp_path / "finalists").iterdir()}
-    assert left == {"0", "4"}, "no mark of the driver, nothing of what failed"
+    assert left == {"0", "5"}, "no mark of the driver, nothing of what failed"
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from esnac.errors import SettingsError
+import esnac
+from esnac import api
+from esnac.data import DataSet
+from esnac.errors import RunError, SettingsError
 from esnac.graphs import student as students
+from esnac.preparation import Folders
 from esnac.pruning.layers import prunable
 from esnac.pruning.magnitude import zeros_of
-from esnac.pruning.schedule import firings
+from esnac.pruning.schedule import firings, load
 from esnac.quantization import store
 from esnac.quantization.attach import weight_codes
 from esnac.stages._base import StageContext
+from esnac.stages.pipeline import links, resolve
 from esnac.stages.schedule import KEPT, ScheduleSettings, ScheduleStage, _Acting
 from esnac.training import EpochRecord
-from tests.stages.test_prune import context, source, weights
+from tests.stages.test_prune import context, source, student, weights
 
 __all__ = ["context", "source"]
 
@@ -65,7 +71,7 @@ def test_a_schedule_runs_and_is_kept_with_the_student(
     levels = {"conv.weight": 0.0, "second.weight": 0.6, "fc.weight": 0.6}
     for name, weight in weights(tmp_path / "a").items():
         assert (weight == 0).sum() == zeros_of(levels[name], weight.numel())
-    assert (tmp_path / "a" / KEPT).read_text() == PRUNED
+    assert load(tmp_path / "a" / KEPT) == load(tmp_path / "plan.toml")
     assert len(rates) == 5
     fired = [(row["epoch"], row["what"]) for row in result.details["fired"]]
     assert fired[:2] == [("0", "prune agp"), ("0", "penalty scales")]
@@ -138,3 +144,48 @@ def test_what_does_not_fit_is_an_error_before_any_training(
         ScheduleSettings(path=str(tmp_path / "none.toml"))
     with pytest.raises(SettingsError, match="path must be a TOML file"):
         ScheduleSettings()
+    plan = stage(tmp_path, PRUNED).schedule
+    with pytest.raises(SettingsError, match="path has no effect beside a plan"):
+        ScheduleSettings(path="plan.toml", plan=plan)
+
+
+def test_a_resolved_chain_holds_what_the_file_says(tmp_path: Path) -> None:
+    path, other = tmp_path / "plan.toml", tmp_path / "other.toml"
+    for file in (path, other):
+        file.write_text(QUANTIZED)
+    chain, same = (resolve([{"stage": "schedule", "path": str(p)}]) for p in (path, other))
+    assert chain == same, "whatever the name"
+    path.unlink()
+    stored = json.loads(json.dumps(chain))
+    assert resolve(stored) == chain
+    assert links(stored)[0].stage == ScheduleStage(ScheduleSettings(path=str(other)))
+
+
+def test_a_run_needs_its_file_no_more_and_takes_no_other(
+    bars: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, model = bars.to("cpu"), student(0)
+    path = tmp_path / "plan.toml"
+    chain = f'train(epochs=1), schedule(file, path="{path}")'
+    settings = {"finish": {"training": {"batch_size": 32, "precision": "float32"}}}
+
+    def compress(resume: bool) -> esnac.SearchResult:
+        return esnac.compress(
+            model, data, chain, settings, runs=tmp_path, name="a", device="cpu", resume=resume
+        )
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path.write_text("epochs = 1\n[[learning_rate]]\nfactor = 0.1\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(ScheduleStage, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compress(resume=False)
+    path.write_text("epochs = 2\n[[learning_rate]]\nfactor = 0.1\n")
+    with pytest.raises(RunError, match="started with other settings"):
+        compress(resume=True)
+    path.unlink()
+    monkeypatch.setattr(api.data_room, "load", lambda *_: data)
+    api.finish(tmp_path / "a", Folders(tmp_path, tmp_path), device="cpu")
+    assert load(tmp_path / "a" / "finalists" / "0" / "2-schedule-file" / KEPT).epochs == 1

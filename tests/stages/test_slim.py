@@ -13,6 +13,7 @@ from esnac.graphs import student as students
 from esnac.graphs.masks import masks_of_zeros
 from esnac.graphs.network import StudentNetwork
 from esnac.graphs.trace import trace
+from esnac.pruning.slimming import REACH
 from esnac.quantization import store
 from esnac.quantization.attach import attach
 from esnac.quantization.methods import plan_of
@@ -161,3 +162,15 @@ def test_the_strength_needs_sgd(source: Path, tmp_path: Path, context: StageCont
     adam = dataclasses.replace(context.training, optimizer="adam", learning_rate=0.001)
     with pytest.raises(SettingsError, match="follows from the steps of SGD"):
         run(source, tmp_path / "a", dataclasses.replace(context, training=adam))
+
+
+def test_the_strength_counts_the_steps_that_are_trained(
+    source: Path, tmp_path: Path, context: StageContext
+) -> None:
+    """33 images in batches of 32 are one batch, as a single image joins the one before."""
+    data = dataclasses.replace(context.data, train=context.data.train.subset(torch.arange(33)))
+    training = dataclasses.replace(context.training, schedule="constant", learning_rate=0.5)
+    changed = dataclasses.replace(context, data=data, training=training)
+    result = run(source, tmp_path / "a", changed, sparse_epochs=2, finetune=False)
+    (told,) = result.details["penalties"]
+    assert told["strength"] == pytest.approx(REACH * (1 - training.momentum) / (2 * 0.5))

@@ -24,7 +24,13 @@ from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import EsnacError
 from esnac.group import ALONE, Group
+from esnac.quantization._base import ActivationSettings
+from esnac.quantization.attach import INPUT, Plan, attach
+from esnac.quantization.lsq import LSQActivationSettings
+from esnac.quantization.minmax import MinMaxActivationSettings
+from esnac.quantization.pact import PACTSettings
 from esnac.training import TrainingResult, TrainingSettings, accuracy, fit
+from esnac.training.together import joined
 
 CPU = torch.device("cpu")
 SETTINGS = TrainingSettings(
@@ -153,6 +159,30 @@ def resumed(group: Group, folder: Path) -> dict[str, Any]:
     return {**found, "epochs": epochs, "files": checkpoint.exists()}
 
 
+#: Quantisers of inputs that learn from what they see.
+OBSERVERS: dict[str, ActivationSettings] = {
+    "lsq": LSQActivationSettings(),
+    "pact": PACTSettings(),
+    "minmax": MinMaxActivationSettings(),
+}
+
+
+def observed(group: Group, settings: ActivationSettings) -> tuple[dict[str, Tensor], Tensor]:
+    """What a quantiser of inputs starts from, and what it makes of them afterwards.
+
+    The first rows, which are those of rank 0, have no value above 0; the last ones none below.
+    """
+    inputs = torch.arange(-9.0, 13.0).reshape(11, 2)
+    layer = nn.Linear(2, 1)
+    attach(nn.Sequential(layer), Plan({}, {"0": settings}))
+    with joined(layer, group) as model:
+        model(inputs[group.rows(11)])
+        quantizer = layer.get_submodule(INPUT)
+        state = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    quantizer.eval()
+    return state, quantizer(inputs).detach()
+
+
 def failure(work: Callable[[], object]) -> str:
     try:
         work()
@@ -190,6 +220,7 @@ def job(folder: Path, rank: int, size: int) -> None:
         "plain": plain(group),
         "trained": trained(group),
         "resumed": resumed(group, folder),
+        "observed": {name: observed(group, kind) for name, kind in OBSERVERS.items()},
         "not finite": not_finite(group),
         "no room": no_room(group, folder),
     }
@@ -248,6 +279,14 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["accuracy"] == other["accuracy"]
     for name, tensor in one["weights"].items():
         assert torch.equal(tensor, other["weights"][name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_what_is_observed_is_what_all_ranks_meet(name: str, ranks: Ranks) -> None:
+    expected = observed(ALONE, OBSERVERS[name])
+    for rank in ranks:
+        torch.testing.assert_close(rank["observed"][name], expected)
 
 
 @pytest.mark.slow

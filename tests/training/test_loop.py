@@ -15,7 +15,15 @@ from esnac.data import DataSet, DataSettings, from_tensors, load
 from esnac.distillation.losses import make_loss
 from esnac.distillation.targets import TeacherTargets
 from esnac.errors import DataError, TrainingError
-from esnac.training import EpochRecord, TrainingResult, TrainingSettings, accuracy, fit, loop
+from esnac.training import (
+    EpochRecord,
+    TrainingResult,
+    TrainingSettings,
+    accuracy,
+    fit,
+    loop,
+    schedules,
+)
 from esnac.training.loop import Targets, make_optimizer
 
 CPU = torch.device("cpu")
@@ -272,6 +280,8 @@ def test_one_image_left_over(count: int) -> None:
     data = dataclasses.replace(whole, train=train)
     result = run(make_model(), data)
     assert result.images == 4 * count
+    last = SETTINGS.learning_rate * schedules.END
+    assert result.history[-1].learning_rate == pytest.approx(last)
 
 
 def test_without_images(data: DataSet) -> None:
