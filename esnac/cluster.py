@@ -36,6 +36,10 @@ _WHEN_JOINING = {
     "RAY_gcs_server_request_timeout_seconds": "15",
 }
 
+# A cluster of our own listens on 127.0.0.1 alone, as Ray does by itself on Windows and macOS, or
+# whoever reaches this machine could run code on it. Read when Ray is imported, too.
+_WHEN_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 # A client's first bytes in HTTP/2 (RFC 9113, section 3.4), on which gRPC is built, and the type of
 # the frame that a server answers with first.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -147,8 +151,8 @@ def connected(settings: ClusterSettings) -> Iterator[Cluster]:
     A cluster that this process is connected to already is used and stays. Raises EsnacError for
     an address that does not answer and for workers that the cluster has no room for.
     """
-    joining = {} if settings.address is None else _WHEN_JOINING
-    with environment(_ENVIRONMENT | joining):
+    own = _WHEN_ALONE if settings.address is None else _WHEN_JOINING
+    with environment(_ENVIRONMENT | own):
         try:
             import ray
         except ImportError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from esnac import data as data_room
 from esnac import networks, search_spaces, teachers
-from esnac.data import DataSet
+from esnac.data import DataSet, DataSettings
 from esnac.data.settings import content
 from esnac.data.vision import torchvision
 from esnac.errors import EsnacError, SettingsError, WeightsError
@@ -167,9 +169,19 @@ def prepare_teacher(
         looked = ", ".join(map(str, folders.teachers)) or "no folder"
         raise WeightsError(
             f"There is no teacher {name} (looked in {looked}): use --teachers, or train one: "
-            "esnac teacher."
+            f"{_how_to_train(settings)}"
         )
     return _teacher(*_as_network(module, data, device), card.accuracy, card.validation_accuracy)
+
+
+def _how_to_train(settings: RunSettings) -> str:
+    """The command, with what was set of the data."""
+    names = ["--network", settings.network, "--dataset", settings.dataset]
+    default = to_plain(DataSettings())
+    for key, value in to_plain(settings.data).items():
+        if value != default[key]:
+            names += ["--set", f"data.{key}={json.dumps(value)}"]
+    return shlex.join(["esnac", "teacher", *names])
 
 
 def _as_network(

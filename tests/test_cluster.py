@@ -180,6 +180,7 @@ def test_why_it_cannot_be_joined(cause: str, message: str) -> None:
         (["--address", "127.0.0.1:{port}"], "Nothing answers at 127.0.0.1:"),
         (["--address", "nonsense"], "--address is auto or HOST:PORT"),
         (["--executor", "serial", "--workers", "2"], "belong to --executor ray"),
+        (["--device", "cuda:1", "--workers", "2"], "cuda:1 is no device of workers, which would"),
         (["--set", "search.mode=asynchronous"], "search.mode = 'asynchronous' needs workers"),
         (["--set", "search.early_stopping=asha"], "search.early_stopping = 'asha' needs workers"),
     ],
@@ -205,7 +206,8 @@ for given in eval(sys.argv[1]):
     start = time.monotonic()
     try:
         with connected(ClusterSettings("ray", **given)) as cluster:
-            print(cluster.workers, "workers", flush=True)
+            import ray
+            print(cluster.workers, "workers,", ray.nodes()[0]["NodeManagerAddress"], flush=True)
     except EsnacError as error:
         print(error, flush=True)
     assert time.monotonic() - start < 30
@@ -264,7 +266,7 @@ def test_a_running_cluster(head: tuple[str, dict[str, str]]) -> None:
         {"address": address, "gpus_per_worker": 1.0},
         **own,
     )
-    assert joined == "1 workers"
+    assert joined.startswith("1 workers,")
     assert "The cluster has 1 CPUs and 0 GPUs on 1 nodes, room for 1 workers" in crowded
     assert "room for 0 workers that take 2 and 0 each" in large
     assert "room for 0 workers that take 1 and 1 each" in without
@@ -285,7 +287,7 @@ def test_a_cluster_wants_its_token(head: tuple[str, dict[str, str]], tmp_path: P
 
 @pytest.mark.slow
 def test_a_cluster_of_its_own(tmp_path: Path) -> None:
-    """Workers may outnumber processors there, but not GPUs."""
+    """Workers may outnumber processors there, but not GPUs; nobody else reaches it."""
     token = tmp_path / "token"
     token.write_text("a" * 64, encoding="utf-8")
     workers = cluster._processors() + 1
@@ -294,7 +296,7 @@ def test_a_cluster_of_its_own(tmp_path: Path) -> None:
         {"workers": 1, "gpus_per_worker": 64.0},
         RAY_AUTH_TOKEN_PATH=str(token),
     )
-    assert lines[0] == f"{workers} workers"
+    assert lines[0] in (f"{workers} workers, 127.0.0.1", f"{workers} workers, ::1")
     assert "room for 0 workers that take 1 and 64 each; asked for: 1" in lines[1]
 
 

@@ -89,6 +89,12 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # told here, where `prog` names the command
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         raise EsnacError(f"{message}. See: {self.prog} --help")
 
@@ -106,8 +112,19 @@ class _Version(argparse.Action):
 
 def _how_to_resume(words: Sequence[str]) -> str:
     if {"search", "compress"} & {*words} and "--resume" not in words:
-        words = [*words, "--resume"]
+        words = [*_without(words, "--warm-start"), "--resume"]
     return f"What was finished is kept; to go on: {shlex.join(['esnac', *words])}"
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """The words but for an option and its value."""
+    kept, left = [], iter(words)
+    for word in left:
+        if word == option:
+            next(left, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
 
 
 def _leave_pipe() -> int:

@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         help="trained weights of the network, a state_dict in a .safetensors or .pt file, or the "
-        "folder of a student (default: the teacher of this name)",
+        "folder of a student (default: the teacher of this name, from `esnac teacher`)",
     )
     options.add_stages(parser, "what the network goes through")
     parser.add_argument(
@@ -36,6 +36,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would fire at which epoch, and leave"
+    )
+    options.add_preset(
+        parser,
+        "how stages train unless they say so themselves; quick: a first look in minutes; full or "
+        "paper: the published 300 epochs",
     )
     parser.add_argument(
         "--settings", type=Path, metavar="FILE", help="a TOML file of settings, also of [[stages]]"

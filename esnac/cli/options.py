@@ -60,6 +60,13 @@ def add_settings(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
+def add_preset(parser: argparse.ArgumentParser, text: str) -> None:
+    """--preset."""
+    parser.add_argument(
+        "--preset", choices=("quick", "full", "paper"), help=f"{text} (default: quick)"
+    )
+
+
 def add_stages(parser: argparse.ArgumentParser, text: str) -> None:
     """--stages."""
     parser.add_argument(
@@ -117,20 +124,28 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         "--gpus-per-worker",
         type=float,
         metavar="X",
-        help="GPUs of one worker, a fraction to share one: 0.25 (default: 0)",
+        help="GPUs of one worker, a fraction to share one: 0.25 (default: 0, evaluates on the CPU)",
     )
 
 
 def cluster(args: argparse.Namespace) -> ClusterSettings:
-    """Where the arguments want the work done."""
+    """Where the arguments want the work done. Raises SettingsError for what cannot go there."""
     from esnac.cluster import ClusterSettings
+    from esnac.errors import SettingsError
 
     names = ("workers", "address", "cpus_per_worker", "gpus_per_worker")
     given: dict[str, Any] = {
         name: getattr(args, name) for name in names if getattr(args, name) is not None
     }
     parallel = "workers" in given or "address" in given
-    return ClusterSettings(executor=args.executor or ("ray" if parallel else "serial"), **given)
+    settings = ClusterSettings(executor=args.executor or ("ray" if parallel else "serial"), **given)
+    on_gpu = args.device.startswith("cuda")
+    if settings.executor == "ray" and on_gpu and not settings.gpus_per_worker:
+        raise SettingsError(
+            f"--device {args.device} is no device of workers, which would evaluate on the CPU: add "
+            "--gpus-per-worker 1, or a share such as 0.25."
+        )
+    return settings
 
 
 def folders(args: argparse.Namespace) -> Folders:

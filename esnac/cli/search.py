@@ -34,11 +34,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="trained weights of the network, a state_dict in a .safetensors or .pt file",
     )
-    parser.add_argument(
-        "--preset",
-        choices=("quick", "full", "paper"),
-        help="quick: a first look in minutes; full: the published budget with esnac's own engine; "
-        "paper: budget and engine as published (default: quick)",
+    options.add_preset(
+        parser,
+        "quick: a first look in minutes; full: the published budget with esnac's own engine; "
+        "paper: budget and engine as published",
     )
     parser.add_argument(
         "--settings",

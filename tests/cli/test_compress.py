@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 from esnac import data, networks, teachers
 from esnac.cli import main
 from esnac.graphs import student as students
+from esnac.stages.notation import parse
+from esnac.stages.pipeline import resolve
 from esnac.training import accuracy
 
 SMALL = ["data.limit=200", "finish.training.learning_rate=0.01", "teacher.epochs=2"]
@@ -90,7 +94,8 @@ def test_resumed_and_continued_without_the_weights(
 
 def test_a_teacher_that_is_there_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chain = ("--stages", "train(epochs=1)")
-    fails(call(tmp_path, "compress", *chain), capsys, "no teacher", "esnac teacher")
+    command = "esnac teacher --network resnet20 --dataset digits --set data.limit=200"
+    fails(call(tmp_path, "compress", *chain), capsys, "no teacher", command)
     assert not list((tmp_path / "runs").iterdir())
     assert call(tmp_path, "teacher") == 0
     assert call(tmp_path, "compress", *chain) == 0
@@ -119,6 +124,29 @@ def test_bad_input(
 ) -> None:
     fails(call(tmp_path, "compress", *words), capsys, *parts)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_stages_train_as_the_preset_says(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sparsity rises over two thirds of the 300 epochs."""
+    more = ("--weights", str(weights), "--stages", "prune(agp)", "--dry-run", "--preset", "full")
+    assert call(tmp_path, "compress", *more) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "199"
+
+
+def test_the_chains_of_the_documentation_survive_a_shell(root: Path) -> None:
+    found = []
+    for page in (root / "README.md", *root.glob("docs/*.md")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:python -m )?esnac .*", text, re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            if "--stages" in words:
+                found.append(words[words.index("--stages") + 1])
+    chains = [chain for chain in found if not chain.startswith("STAGE")]
+    assert any('["' in chain for chain in chains), "quoted text inside"
+    for chain in chains:
+        assert resolve(parse(chain))
 
 
 def test_a_folder_that_holds_no_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

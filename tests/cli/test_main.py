@@ -73,7 +73,8 @@ def test_help_names_all_commands() -> None:
         (["search", "--network", "a", "--dataset", "b", "--preset", "x"], "choose from"),
         (["search", "--net", "a", "--dataset", "b"], "required: --network"),  # no abbreviations
         (["stat", "--format", "xml"], "argument --format: invalid choice: 'xml'"),
-        (["stat", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["stat", "--nonsense"], "unrecognized arguments: --nonsense. See: esnac stat --help"),
+        (["--nonsense", "stat"], "unrecognized arguments: --nonsense. See: esnac --help"),
     ],
 )
 def test_bad_words(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +134,9 @@ def test_an_interrupt_tells_how_to_go_on(
     assert capsys.readouterr().err.endswith(command)
     assert cli.main([*words, "--resume"]) == 130
     assert capsys.readouterr().err.endswith(command)
+    for warm in (["--warm-start", "earlier"], ["--warm-start=earlier"]):  # not for --resume
+        assert cli.main([words[0], *warm, *words[1:]]) == 130
+        assert capsys.readouterr().err.endswith(command)
 
 
 def test_a_closed_pipe_is_quiet() -> None:
