@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -44,12 +45,18 @@ class Source:
         self.settings = settings
         self._allowed = allowed
 
-    def draw(self, n: int, rng: np.random.Generator) -> Candidates:
+    def draw(
+        self, n: int, rng: np.random.Generator, removal_rates: tuple[float, ...] | None = None
+    ) -> Candidates:
         """n candidates by the published rules; narrower, or fewer, where the objective has limits.
 
-        A candidate outside the limits is shrunk until it lies inside.
+        A candidate outside the limits is shrunk until it lies inside. `removal_rates` replace those
+        of the space.
         """
-        return self.inside(sample(self.space, self.settings, n, rng))
+        settings = self.settings
+        if removal_rates is not None:
+            settings = replace(settings, removal_rates=removal_rates)
+        return self.inside(sample(self.space, settings, n, rng))
 
     def vary(self, parents: Candidates, n: int, rng: np.random.Generator) -> Candidates:
         """About n children of `parents`: two thirds by mutation, one by crossover.

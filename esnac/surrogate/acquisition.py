@@ -7,7 +7,7 @@ from torch.special import log_ndtr
 
 
 def expected_improvement_of_product(
-    weight: Tensor, mean: Tensor, variance: Tensor, best: float
+    weight: Tensor, mean: Tensor, variance: Tensor, best: Tensor | float
 ) -> Tensor:
     """E[max(w e^z - best, 0)] for z ~ N(mean, variance) and a known w.
 

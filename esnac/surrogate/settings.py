@@ -60,7 +60,7 @@ class EnsembleSettings:
     weight_decay: float = 0.0
     #: Share of the observations that trains a member's weights, and bounds on their number.
     part: float = 0.8
-    least_part: int = 24
+    least_part: int = 6
     most_part: int = 96
     #: Most observations that predictions rest on: the cost grows with the cube.
     most: int = 1000

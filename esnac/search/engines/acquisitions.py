@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -31,6 +30,10 @@ logei._load_attempted = True
 _CHUNK = 250
 #: Samples of the accuracy from which the hypervolume gained is estimated.
 _SAMPLES = 64
+#: The best candidates among which those to vary next are chosen as a batch.
+_AMONG = 200
+#: Variance of z that a belief leaves, for the sake of rounding.
+_JITTER = 1e-6
 
 
 class Predictor(Protocol):
@@ -53,6 +56,8 @@ class Acquisition(Protocol):
 
     def scores(self, candidates: Candidates) -> np.ndarray: ...
 
+    def promising(self, pool: Candidates, scores: np.ndarray, k: int) -> Candidates: ...
+
     def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]: ...
 
 
@@ -71,10 +76,7 @@ class _Ranked(ABC):
         self._objective = objective
         mean, _ = model.predict(encode(students)).marginal()
         merit = self._merit(students, np.exp(mean.numpy()))
-        order = np.argsort(-merit, kind="stable")
-        self._students = students.select(order)
-        # What the model makes of the best student: the largest of noisy values would be too good.
-        self._best = float(merit[order[0]])
+        self._students = students.select(np.argsort(-merit, kind="stable"))
 
     @abstractmethod
     def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
@@ -82,6 +84,10 @@ class _Ranked(ABC):
 
     def parents(self, k: int) -> Candidates:
         return self._students.select(np.arange(min(k, len(self._students))))
+
+    def promising(self, pool: Candidates, scores: np.ndarray, k: int) -> Candidates:
+        """The k candidates, by their `scores`, from which it is worth to go on."""
+        return pool.select(np.argsort(-scores, kind="stable")[:k])
 
 
 def _in_chunks(score: Callable[[Candidates], np.ndarray], candidates: Candidates) -> np.ndarray:
@@ -100,7 +106,26 @@ def _believed(pool: Candidates, pending: Candidates) -> list[int]:
 
 
 class Improvement(_Ranked):
-    """Expected improvement of the value w e^z, averaged over the members; Kriging believer."""
+    """Expected improvement of the value w e^z, averaged over the members; Kriging believer.
+
+    A member is an opinion of its own: it measures the improvement over what it makes of the best
+    student itself, and believes that a choice came out as it expected (Ginsbourger et al. 2010). It
+    believes so without noise: the value is sought, so to measure a choice again gains nothing, and
+    nor does its like.
+    """
+
+    def __init__(
+        self,
+        model: Predictor,
+        encode: Callable[[Candidates], Tensor],
+        objective: Objective,
+        students: Candidates,
+    ) -> None:
+        super().__init__(model, encode, objective, students)
+        # What members make of the best (M x 1): the largest of noisy values would be too good.
+        weight = torch.from_numpy(objective.weight(students))
+        value = weight * model.predict(encode(students)).mean.exp()
+        self._best = value.amax(dim=1, keepdim=True)
 
     def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
         return self._objective.weight(students) * ratio
@@ -114,13 +139,19 @@ class Improvement(_Ranked):
         weight = self._objective.weight(candidates)
         return _log_improvement(weight, prediction.mean, variance, self._best)
 
+    def promising(self, pool: Candidates, scores: np.ndarray, k: int) -> Candidates:
+        """As a batch: the best alone would be alike, and so would all that comes of them."""
+        best = super().promising(pool, scores, _AMONG)
+        nothing = best.select(np.zeros(0, dtype=np.int64))
+        return best.select(np.array(self.pick(best, k, nothing), dtype=np.int64))
+
     def pick(self, pool: Candidates, n: int, pending: Candidates) -> list[int]:
         """n rows of `pool`, each the best once those before it came out as expected.
 
         Pending students are believed first, in order, which makes asking in parts the same.
         """
         prediction = self._model.predict(self._encode(pool))
-        covariance, incumbent = prediction.covariance, self._best
+        covariance, best = prediction.covariance, self._best
         weight = self._objective.weight(pool)
         queue = _believed(pool, pending)
         free = np.ones(len(pool), dtype=bool)
@@ -130,23 +161,22 @@ class Improvement(_Ranked):
                 row = queue.pop(0)
             else:
                 variance = covariance.diagonal(dim1=1, dim2=2)
-                scores = _log_improvement(weight, prediction.mean, variance, incumbent)
+                scores = _log_improvement(weight, prediction.mean, variance, best)
                 row = int(np.where(free, scores, -np.inf).argmax())
                 chosen.append(row)
             free[row] = False
             column = covariance[:, :, row]
-            spread = (covariance[:, row, row] + prediction.noise)[:, None, None]
+            spread = (covariance[:, row, row] + _JITTER)[:, None, None]
             covariance = covariance - column[:, :, None] * column[:, None, :] / spread
-            mean = float(prediction.mean[:, row].mean())
-            incumbent = max(incumbent, weight[row] * math.exp(mean))
+            best = torch.maximum(best, weight[row] * prediction.mean[:, row, None].exp())
         return chosen
 
 
 def _log_improvement(
-    weight: np.ndarray, mean: Tensor, variance: Tensor, incumbent: float
+    weight: np.ndarray, mean: Tensor, variance: Tensor, best: Tensor
 ) -> np.ndarray:
     """Log of the members' mean improvement (n); by the mean where all of it underflows."""
-    gain = expected_improvement_of_product(torch.from_numpy(weight), mean, variance, incumbent)
+    gain = expected_improvement_of_product(torch.from_numpy(weight), mean, variance, best)
     found: np.ndarray = (gain.mean(0).clamp_min(1e-300).log() + 1e-9 * mean.mean(0)).numpy()
     return found
 
