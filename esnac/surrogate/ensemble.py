@@ -154,14 +154,17 @@ class Ensemble:
             member.gp.set_train_data(h, z, strict=False)  # type: ignore[operator]
             member.gp.eval()
 
-    @torch.no_grad()
     def predict(self, x: Tensor) -> Prediction:
         """The joint posterior at graphs `x` (n x L x F)."""
+        return self.at(torch.stack([self.points(x, member) for member in range(self.size)]))
+
+    @torch.no_grad()
+    def at(self, points: Tensor) -> Prediction:
+        """The joint posterior at the `points` of all members (M x n x d)."""
         means, covariances, noises = [], [], []
-        x = self._marked(x)
         with exact(), debug(False):  # or it would warn of graphs that are among the observations
-            for member in self._members:
-                posterior = member.gp(self._embed(member, x))
+            for member, h in zip(self._members, points, strict=True):
+                posterior = member.gp(h)
                 means.append(self._mean + self._scale * posterior.mean)
                 covariances.append(self._scale**2 * posterior.covariance_matrix)
                 noises.append(self._scale**2 * member.gp.likelihood.noise[0])

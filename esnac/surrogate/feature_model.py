@@ -38,12 +38,16 @@ class FeatureModel:
             )
             fit_gpytorch_mll(ExactMarginalLogLikelihood(self._gp.likelihood, self._gp))
 
-    @torch.no_grad()
     def predict(self, x: Tensor) -> Prediction:
         """The joint posterior at `x` (n x F), as an ensemble of one."""
+        return self.at(x[None])
+
+    @torch.no_grad()
+    def at(self, points: Tensor) -> Prediction:
+        """The same at points (1 x n x F)."""
         with exact():
             clean, noisy = (
-                self._gp.posterior(x, observation_noise=noise).distribution  # type: ignore[union-attr]
+                self._gp.posterior(points[0], observation_noise=noise).distribution  # type: ignore[union-attr]
                 for noise in (False, True)
             )
             noise = (noisy.variance - clean.variance)[:1]

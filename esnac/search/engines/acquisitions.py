@@ -43,6 +43,8 @@ class Predictor(Protocol):
 
     def points(self, x: Tensor, member: int) -> Tensor: ...
 
+    def at(self, points: Tensor) -> Prediction: ...
+
     def process(self, member: int) -> tuple[Model, float, float]: ...
 
     @property
@@ -126,6 +128,8 @@ class Improvement(_Ranked):
         weight = torch.from_numpy(objective.weight(students))
         value = weight * model.predict(encode(students)).mean.exp()
         self._best = value.amax(dim=1, keepdim=True)
+        #: Points of candidates (M x d): most are scored, tried as parents and picked from.
+        self._known: dict[bytes, Tensor] = {}
 
     def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
         return self._objective.weight(students) * ratio
@@ -134,7 +138,7 @@ class Improvement(_Ranked):
         return _in_chunks(self._score, candidates)
 
     def _score(self, candidates: Candidates) -> np.ndarray:
-        prediction = self._model.predict(self._encode(candidates))
+        prediction = self._predict(candidates)
         variance = prediction.covariance.diagonal(dim1=1, dim2=2)
         weight = self._objective.weight(candidates)
         return _log_improvement(weight, prediction.mean, variance, self._best)
@@ -150,7 +154,7 @@ class Improvement(_Ranked):
 
         Pending students are believed first, in order, which makes asking in parts the same.
         """
-        prediction = self._model.predict(self._encode(pool))
+        prediction = self._predict(pool)
         covariance, best = prediction.covariance, self._best
         weight = self._objective.weight(pool)
         queue = _believed(pool, pending)
@@ -170,6 +174,16 @@ class Improvement(_Ranked):
             covariance = covariance - column[:, :, None] * column[:, None, :] / spread
             best = torch.maximum(best, weight[row] * prediction.mean[:, row, None].exp())
         return chosen
+
+    def _predict(self, candidates: Candidates) -> Prediction:
+        keys = candidates.keys()
+        new = [row for row, key in enumerate(keys) if key not in self._known]
+        if new:
+            x = self._encode(candidates.select(np.array(new, dtype=np.int64)))
+            members = [self._model.points(x, member) for member in range(self._model.size)]
+            found = torch.stack(members, dim=1)
+            self._known.update(zip((keys[row] for row in new), found, strict=True))
+        return self._model.at(torch.stack([self._known[key] for key in keys], dim=1))
 
 
 def _log_improvement(

@@ -41,13 +41,16 @@ class MadeUp:
     def encode(self, candidates: Candidates) -> Tensor:
         return torch.tensor([self.row_of[key] for key in candidates.keys()], dtype=torch.long)  # noqa: SIM118
 
+    def at(self, points: Tensor) -> Prediction:
+        return self.predict(points[0, :, 0].long())
+
     def predict(self, rows: Tensor) -> Prediction:
         covariance = torch.from_numpy(self.covariance)[:, rows][:, :, rows]
         mean = torch.from_numpy(self.mean)[:, rows]
         return Prediction(mean, covariance, torch.from_numpy(self.noise))
 
     def points(self, rows: Tensor, member: int) -> Tensor:
-        raise NotImplementedError
+        return rows[:, None].double()
 
     def process(self, member: int) -> tuple[SingleTaskGP, float, float]:
         raise NotImplementedError
