@@ -139,10 +139,10 @@ class RunSummary:
         By accuracy in a search for accuracy, else by f; those of the front of a pareto search lead.
         """
         done = [trial for trial in self.trials if trial.f is not None and not trial.stopped_after]
-        name = "accuracy" if self.objective == "accuracy" else "f"
+        merit = _merit(self.objective)
         return sorted(
             done,
-            key=lambda trial: (trial.trial not in self.front, -getattr(trial, name), trial.trial),
+            key=lambda trial: (trial.trial not in self.front, -getattr(trial, merit), trial.trial),
         )
 
     def best_finalist(self) -> Finalist | None:
@@ -189,7 +189,7 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
         hypervolume=fronts[-1]["hypervolume"] if fronts else None,
         epochs=_epochs(trials, header.get("epochs")),
         surrogate=surrogate_figures(
-            merged, header.get("objective"), [front["hypervolume"] for front in fronts]
+            merged, _merit(header.get("objective")), [front["hypervolume"] for front in fronts]
         ),
         finalists=_finalists(events, {t.trial: t for t in trials}, teacher, folder),
         trials=trials,
@@ -197,6 +197,11 @@ def summarise(events: Iterable[Event], run_name: str, folder: Path | None = None
         failures=_failures(events),
         front=frozenset(fronts[-1]["trials"] if fronts else ()),
     )
+
+
+def _merit(objective: str | None) -> str:
+    """The figure of a trial by which a search compares it with others."""
+    return "accuracy" if objective == "accuracy" else "f"
 
 
 def _epochs(trials: list[Trial], planned: int | None) -> EpochFigures | None:

@@ -34,11 +34,12 @@ class SurrogateFigures:
 
 
 def surrogate_figures(
-    trials: Iterable[Row], objective: str | None = "f", volumes: Sequence[float] = ()
+    trials: Iterable[Row], merit: str = "f", volumes: Sequence[float] = ()
 ) -> SurrogateFigures:
     """`trials`: the journal's keys of each trial, those of its last state over the proposal's.
 
-    `volumes`: the hypervolume after every step of a pareto search.
+    `merit`: the key that the search maximises; `volumes`: instead of that the hypervolume after
+    every step of a pareto search.
     """
     trials = list(trials)
     done = [trial for trial in trials if trial["state"] == "DONE"]
@@ -51,7 +52,7 @@ def surrogate_figures(
             [expected["accuracy"] for expected, _ in pairs], [measured for _, measured in pairs]
         ),
         coverage=_share(held),
-        hit_rate=_improved(volumes if objective == "pareto" else _best_by_step(done, objective)),
+        hit_rate=_improved(volumes or _best_by_step(done, merit)),
     )
 
 
@@ -69,11 +70,10 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [(bisect_left(order, v) + 1 + bisect_right(order, v)) / 2 for v in values]
 
 
-def _best_by_step(done: Iterable[Row], objective: str | None) -> list[float]:
-    name = "accuracy" if objective == "accuracy" else "f"
+def _best_by_step(done: Iterable[Row], merit: str) -> list[float]:
     best: dict[int, float] = {}
     for trial in done:
-        best[trial["step"]] = max(trial[name], best.get(trial["step"], trial[name]))
+        best[trial["step"]] = max(trial[merit], best.get(trial["step"], trial[merit]))
     return [best[step] for step in sorted(best)]
 
 

@@ -25,7 +25,7 @@ class FeatureModel:
     warm = False
 
     def fit(self, x: Tensor, y: Tensor, seed: int, *, step: int = 0, afresh: bool = True) -> None:
-        """Learns from `x` (n x F) with values `y` (n, float64); `step` is not needed."""
+        """Learns from `x` (n x F) with values `y` (n, float64), afresh at every step."""
         low = y.mean() - CLAMP * y.std() if len(y) > 1 else y.min()
         # A fit that fails is tried again from scales that BoTorch draws from the global generator.
         with warnings.catch_warnings(), exact(), seeded(seed, torch.device("cpu")):

@@ -170,10 +170,7 @@ def test_a_loss_that_is_nan_in_every_trial(tmp_path, capsys):
         (["--max-macs", "0.1k"], ["max_macs = 100", "has 786 MACs"]),
         (["--objective", "pareto", "--measures", "accuracy"], ["objective.measures", "latency"]),
         (["--objective", "pareto", "--measures", "params,speed"], ["objective.measures", "speed"]),
-        (
-            ["--measures", "accuracy,macs"],
-            ["measures has no effect without objective.kind"],
-        ),
+        (["--measures", "accuracy,macs"], ["measures has no effect without objective.kind"]),
         (["--set", "objective.max_bytes=-3"], ["max_bytes", "positive"]),
         (["--set", "search.batch=600"], ["search.pool", "at least search.batch (600)"]),
         (["--engine", "random", "--warm-start", "old"], ["random cannot start warm"]),

@@ -90,7 +90,7 @@ def test_a_hit_is_by_what_the_search_maximises() -> None:
     trials = [told(0, 0.9, accuracy=0.5), told(1, 0.8, accuracy=0.6), told(2, 0.7, accuracy=0.7)]
     assert surrogate_figures(trials).hit_rate == 0.0
     assert surrogate_figures(trials, "accuracy").hit_rate == 1.0
-    assert surrogate_figures(trials, "pareto", [0.4, 0.4, 0.5]).hit_rate == 0.5
+    assert surrogate_figures(trials, volumes=[0.4, 0.4, 0.5]).hit_rate == 0.5
 
 
 def test_the_first_result_beats_nothing() -> None:

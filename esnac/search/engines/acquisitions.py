@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,20 +117,16 @@ class Improvement(_Ranked):
     nor does its like.
     """
 
-    def __init__(
-        self,
-        model: Predictor,
-        encode: Callable[[Candidates], Tensor],
-        objective: Objective,
-        students: Candidates,
-    ) -> None:
-        super().__init__(model, encode, objective, students)
-        # What members make of the best (M x 1): the largest of noisy values would be too good.
-        weight = torch.from_numpy(objective.weight(students))
-        value = weight * model.predict(encode(students)).mean.exp()
-        self._best = value.amax(dim=1, keepdim=True)
-        #: Points of candidates (M x d): most are scored, tried as parents and picked from.
-        self._known: dict[bytes, Tensor] = {}
+    @cached_property
+    def _best(self) -> Tensor:
+        """What members make of the best student (M x 1); its noisy value would be too good."""
+        weight = torch.from_numpy(self._objective.weight(self._students))
+        return (weight * self._predict(self._students).mean.exp()).amax(dim=1, keepdim=True)
+
+    @cached_property
+    def _known(self) -> dict[bytes, Tensor]:
+        """Points of candidates (M x d): many are scored, tried as parents and picked from."""
+        return {}
 
     def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
         return self._objective.weight(students) * ratio

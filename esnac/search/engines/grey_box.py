@@ -116,7 +116,7 @@ class GreyBoxProposer:
             raise SpaceExhaustedError
         size = self._objective.size(pool)
         low, high = np.clip(settings.spread, size.min(), size.max())  # limits may leave out some
-        few = pool.removed[:, self._source.space.removable].mean(axis=1) < _FEW
+        few = pool.removed.sum(axis=1) < _FEW * len(self._source.space.removable)
         worth = self._from_earlier(pool)
         row_of = {key: row for row, key in enumerate(pool.keys())}
         free = np.ones(len(pool), dtype=bool)
