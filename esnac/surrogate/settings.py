@@ -61,7 +61,7 @@ class EnsembleSettings:
     #: Share of the observations that trains a member's weights, and bounds on their number.
     part: float = 0.8
     least_part: int = 6
-    most_part: int = 96
+    most_part: int = 64
     #: Most observations that predictions rest on: the cost grows with the cube.
     most: int = 1000
     #: Graphs embedded at a time.

@@ -153,6 +153,8 @@ class Improvement(_Ranked):
         """
         prediction = self._predict(pool)
         covariance, best = prediction.covariance, self._best
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        factor = covariance[:, :, :0]  # pivoted Cholesky, a column (M x n) for each choice
         weight = self._objective.weight(pool)
         queue = _believed(pool, pending)
         free = np.ones(len(pool), dtype=bool)
@@ -161,14 +163,14 @@ class Improvement(_Ranked):
             if queue:
                 row = queue.pop(0)
             else:
-                variance = covariance.diagonal(dim1=1, dim2=2)
                 scores = _log_improvement(weight, prediction.mean, variance, best)
                 row = int(np.where(free, scores, -np.inf).argmax())
                 chosen.append(row)
             free[row] = False
-            column = covariance[:, :, row]
-            spread = (covariance[:, row, row] + _JITTER)[:, None, None]
-            covariance = covariance - column[:, :, None] * column[:, None, :] / spread
+            column = covariance[:, :, row] - (factor @ factor[:, row, :, None])[..., 0]
+            column = column / (column[:, row, None] + _JITTER).sqrt()
+            factor = torch.cat([factor, column[..., None]], dim=2)
+            variance = variance - column**2
             best = torch.maximum(best, weight[row] * prediction.mean[:, row, None].exp())
         return chosen
 
