@@ -71,6 +71,9 @@ class Stage(Protocol):
     A stage may have a method `rehearse(student, training)`, with the run's full training and a
     student of its own: it raises for what does not fit and returns rows of text, the first one the
     header, of what fires when; none where nothing depends on the epoch.
+
+    It may have attributes `quantizes`, true where its student is quantised, and `needs_float`: what
+    to do about it where it cannot take one that is, in a sentence.
     """
 
     @property

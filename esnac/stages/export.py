@@ -95,6 +95,17 @@ class ExportStage:
     def name(self) -> str:
         return f"export-{self.settings.method}"
 
+    @property
+    def needs_float(self) -> str | None:
+        """A second quantiser on top of trained ones would undo what was trained."""
+        own = [name for name in ("onnx_int8", "mnn_int8") if name in self.settings.formats]
+        if not own:
+            return None
+        return (
+            f"{own[0]} quantises a float student. Export this one with method onnx, onnx_int4 or "
+            "onnx_int2, or an earlier student."
+        )
+
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         return context.group.from_first(lambda: self._run(source, target, context))
 
@@ -105,7 +116,8 @@ class ExportStage:
         if "mnn" in formats:
             require_extra("mnn")
         student = store.load(source)
-        _require_float(student, formats)
+        if self.needs_float and is_quantized(student):
+            raise EsnacError(f"The student in {source} is quantised already. {self.needs_float}")
         data = context.data.to("cpu")
         if target.resolve() != source.resolve():
             students.write_files(target, students.read_files(source))
@@ -167,16 +179,6 @@ class ExportStage:
 def _by_name(row: runtime_table.Row) -> runtime_table.Row:
     """The path within the student's folder, which may move."""
     return row if row.path is None else replace(row, path=Path(row.path).name)
-
-
-def _require_float(student: StudentNetwork, formats: tuple[str, ...]) -> None:
-    """A second quantiser on top of trained ones would undo what was trained."""
-    for name in ("onnx_int8", "mnn_int8"):
-        if name in formats and is_quantized(student):
-            raise EsnacError(
-                f"{name} quantises a float student, and this one is quantised already. "
-                "Export it with method onnx, onnx_int4 or onnx_int2, or an earlier student."
-            )
 
 
 Writer = Callable[[StudentNetwork, Mapping[str, Path], Images, DataSet], object]

@@ -18,6 +18,9 @@ from esnac.stages.measure import measure, save_student, trainable
 from esnac.stages.retraining import retrain
 from esnac.training import TrainingSettings
 
+#: Fresh weights have no quantisers.
+BEFORE_QUANTIZE = "Training from scratch would drop the student's quantisers: put it before quantize."
+
 
 @dataclass(frozen=True)
 class FullTraining:
@@ -46,9 +49,7 @@ class FullTraining:
 def _fresh(student: StudentNetwork, seed: int) -> StudentNetwork:
     """Other weights of the same architecture under the same masks."""
     if is_quantized(student):
-        raise EsnacError(
-            "Training from scratch would drop the student's quantisers. Put it before quantize."
-        )
+        raise EsnacError(BEFORE_QUANTIZE)
     with seeded(seed, torch.device("cpu")):
         fresh = StudentNetwork(student.graph)
     fresh.preparation = student.preparation

@@ -119,6 +119,9 @@ def _kind(method: Method) -> methods.Method:
 class QuantizeStage:
     settings: QuantizeSettings
 
+    quantizes = True
+    needs_float = "Quantise the float student it was made from."
+
     @property
     def name(self) -> str:
         return f"quantize-{self.settings.method}"
@@ -188,8 +191,7 @@ class _Work:
         student = trainable(self.source, self.context.device)
         if is_quantized(student):
             raise EsnacError(
-                f"The student in {self.source} is quantised already. Quantise the float student "
-                "it was made from."
+                f"The student in {self.source} is quantised already. {QuantizeStage.needs_float}"
             )
         return student
 

@@ -68,6 +68,10 @@ class ScheduleStage:
         return f"schedule-{self.settings.method}"
 
     @property
+    def quantizes(self) -> bool:
+        return bool(self.schedule.quantizers)
+
+    @property
     def schedule(self) -> Schedule:
         assert self.settings.plan is not None
         return self.settings.plan

@@ -102,6 +102,8 @@ class SlimSettings:
 class SlimStage:
     settings: SlimSettings
 
+    needs_float = "Its channels share scales: slim the float student and quantise it then."
+
     @property
     def name(self) -> str:
         return f"slim-{self.settings.method}"
@@ -121,10 +123,7 @@ class SlimStage:
         start = time.perf_counter()
         student = trainable(source, context.device)
         if is_quantized(student):
-            raise EsnacError(
-                f"The student in {source} is quantised: its channels share scales. Slim the float "
-                "student first and quantise it then."
-            )
+            raise EsnacError(f"The student in {source} is quantised already. {self.needs_float}")
         widths = _widths(student)
         work = _Work(self.settings, context, target / CHECKPOINT)
         work.note("dense", student)

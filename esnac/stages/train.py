@@ -8,7 +8,7 @@ from typing import Literal
 
 from esnac.distillation.losses import Distillation
 from esnac.stages._base import StageContext, StageResult
-from esnac.stages.full_training import FullTraining
+from esnac.stages.full_training import BEFORE_QUANTIZE, FullTraining
 from esnac.stages.retraining import require_training, retraining
 
 
@@ -33,6 +33,10 @@ class TrainStage:
     @property
     def name(self) -> str:
         return f"train-{self.settings.method}"
+
+    @property
+    def needs_float(self) -> str | None:
+        return BEFORE_QUANTIZE if self.settings.method == "scratch" else None
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         training = retraining(

@@ -111,6 +111,32 @@ def test_what_is_wrong_is_told_with_its_place(table: dict[str, Any], parts: list
             assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "way_out"),
+    [
+        ({"stage": "quantize", "method": "lsq"}, "Quantise the float student"),
+        ({"stage": "slim", "method": "l1"}, "slim the float student"),
+        ({"stage": "train", "method": "scratch"}, "put it before quantize"),
+        ({"stage": "export", "method": "all"}, "onnx_int8 quantises a float student"),
+        ({"stage": "export", "method": "mnn_int8"}, "mnn_int8 quantises a float student"),
+    ],
+)
+def test_what_takes_float_students_alone_is_refused_after_quantize(
+    table: dict[str, Any], way_out: str
+) -> None:
+    quantize = {"stage": "quantize", "method": "post"}
+    told = r"number 3 \(.*\): the student is quantised already, by number 1 \(quantize-post\)"
+    for read in (links, resolve):
+        with pytest.raises(SettingsError, match=f"{told}.*{way_out}"):
+            read([quantize, add("plus"), table])
+    assert len(links([table, add("plus")])) == 2
+
+
+def test_a_quantised_student_is_trained_pruned_and_exported() -> None:
+    after = [{"stage": "train"}, {"stage": "prune"}, {"stage": "export", "method": "onnx_int4"}]
+    assert len(links([{"stage": "quantize", "method": "lsq"}, *after])) == 4
+
+
 def test_steps_that_are_done_are_left_out(tmp_path: Path) -> None:
     chain = links([add("plus"), add("minus"), add("plus")])
     first, second, third = (tmp_path / name for name in ("1-add-plus", "2-add-minus", "3-add-plus"))

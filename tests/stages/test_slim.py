@@ -138,7 +138,7 @@ def test_a_quantised_student_is_refused(
     network = students.load(source)
     attach(network, plan_of(network, "qd", Policy(weights=4, activations=32)))
     store.save(tmp_path / "q", network)
-    with pytest.raises(EsnacError, match="Slim the float student first"):
+    with pytest.raises(EsnacError, match="slim the float student"):
         run(tmp_path / "q", tmp_path / "a", context)
 
 
