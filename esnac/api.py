@@ -42,7 +42,7 @@ from esnac.session.workers import check_workers, workers
 from esnac.settings import to_plain
 from esnac.stages.measure import load_student
 from esnac.stages.notation import parse
-from esnac.stages.pipeline import links, resolve
+from esnac.stages.pipeline import check_order, links, resolve
 
 #: A chain of stages as text or as plain data.
 Stages = str | Sequence[Mapping[str, Any]]
@@ -214,7 +214,9 @@ def rehearse(
     data = data_room.load(settings.dataset, folders.data, settings.data)
     teacher = given.named_teacher(settings, data, folders, resolve_device("cpu"), weights)
     found: dict[str, list[tuple[str, ...]]] = {}
-    for link in links(settings.stages):
+    chain = links(settings.stages)
+    check_order(chain, given.quantized(teacher))
+    for link in chain:
         tell = getattr(link.stage, "rehearse", None)
         rows: list[tuple[str, ...]] = []
         if tell is not None:

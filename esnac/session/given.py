@@ -14,6 +14,7 @@ from esnac.errors import RunError, SettingsError
 from esnac.graphs import student as students
 from esnac.graphs.network import StudentNetwork
 from esnac.preparation import Folders, Teacher, measured_teacher, prepare_teacher
+from esnac.quantization.store import QUANTIZATION
 from esnac.runs import Run
 from esnac.search.evaluation import preparation
 from esnac.search.settings import RunSettings
@@ -21,6 +22,7 @@ from esnac.session._base import Session
 from esnac.session.finishing import context, row
 from esnac.session.records import finalists, record_start, recorded_file, searches
 from esnac.stages.measure import load_student, measure
+from esnac.stages.pipeline import check_order, links
 
 #: The name of link 0, which no stage has made.
 SOURCE = "source"
@@ -63,6 +65,12 @@ def named_teacher(
     return replace(measured_teacher(load_student(file), data, device), file=file.absolute())
 
 
+def quantized(teacher: Teacher) -> str | None:
+    """How the network was quantised, for `check_order`; None: it was not."""
+    file = teacher.file
+    return f"{file}" if file is not None and (file / QUANTIZATION).exists() else None
+
+
 def kept_teacher(run: Run, data: DataSet, device: torch.device) -> Teacher:
     """The network that a run was given, from its own folder."""
     kept = measured_teacher(load_student(run.finalist_folder(0)), data, device)
@@ -72,6 +80,8 @@ def kept_teacher(run: Run, data: DataSet, device: torch.device) -> Teacher:
 def record_given(session: Session) -> None:
     """Keeps the network, as a student of finalist 0, and the journal's lines of it; once."""
     run = session.run
+    if finalists(run) is None:
+        check_order(links(session.settings.stages), quantized(session.teacher))
     record_start(session, searches=False)
     there = {event["event"] for event in run.events()}
     if "finalists" in there:

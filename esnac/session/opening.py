@@ -21,6 +21,7 @@ from esnac.runs import Run, compare, describe, run_name
 from esnac.search.presets import preset
 from esnac.search.settings import RunSettings
 from esnac.settings import merge, to_plain
+from esnac.stages.pipeline import check_order, links
 
 
 @contextmanager
@@ -91,6 +92,7 @@ def own_name(name: str | None, settings: RunSettings, suffix: str) -> str:
 
 @contextmanager
 def _created(root: Path, name: str, settings: RunSettings) -> Iterator[Run]:
+    check_order(links(settings.stages))
     with Run.create(root, name, to_plain(settings)) as run:
         try:
             yield run

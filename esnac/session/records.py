@@ -12,7 +12,7 @@ from esnac.preparation import Teacher
 from esnac.runs import Run
 from esnac.search.settings import RunSettings
 from esnac.session._base import Session
-from esnac.stages.pipeline import links, resolve
+from esnac.stages.pipeline import check_order, links, resolve
 from esnac.stages.teacher import versions
 
 
@@ -104,4 +104,5 @@ def change_chain(run: Run, settings: RunSettings, stages: Sequence[Mapping[str, 
             "esnac compress --weights FOLDER."
         )
     if wanted != before:
+        check_order(links(wanted))
         run.append("stages", stages=list(wanted))

@@ -102,8 +102,8 @@ class ExportStage:
         if not own:
             return None
         return (
-            f"{own[0]} quantises a float student. Export this one with method onnx, onnx_int4 or "
-            "onnx_int2, or an earlier student."
+            f"{own[0]} quantises a float student: export an earlier one. This one takes method "
+            "onnx or, where its levels are integers times a scale, onnx_int4 or onnx_int2."
         )
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:

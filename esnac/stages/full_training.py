@@ -19,7 +19,7 @@ from esnac.stages.retraining import retrain
 from esnac.training import TrainingSettings
 
 #: Fresh weights have no quantisers.
-BEFORE_QUANTIZE = "Training from scratch would drop the student's quantisers: put it before quantize."
+NO_QUANTIZERS = "Training from scratch would drop its quantisers: put it before what quantises."
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FullTraining:
 def _fresh(student: StudentNetwork, seed: int) -> StudentNetwork:
     """Other weights of the same architecture under the same masks."""
     if is_quantized(student):
-        raise EsnacError(BEFORE_QUANTIZE)
+        raise EsnacError(f"The student is quantised already. {NO_QUANTIZERS}")
     with seeded(seed, torch.device("cpu")):
         fresh = StudentNetwork(student.graph)
     fresh.preparation = student.preparation

@@ -55,33 +55,33 @@ def links(chain: Sequence[Mapping[str, Any]]) -> tuple[Link, ...]:
     """The links of a chain from plain data, as `notation.parse` and TOML give it; from number 1.
 
     Raises SettingsError for an unknown stage, method or key (with the nearest known one) and for a
-    value that does not fit, also one that another stage of the chain makes impossible.
+    value that does not fit.
     """
     found = []
     for number, table in enumerate(chain, start=1):
         name, settings, make = _settings(number, table)
         found.append(Link(number, f"{name}-{settings.method}", make(settings)))
-    _check_order(found)
     return tuple(found)
 
 
-def _check_order(chain: Sequence[Link]) -> None:
-    """Refuses at once what would only fail once the stages before it have run."""
-    quantized_by: Link | None = None
+def check_order(chain: Sequence[Link], quantized: str | None = None) -> None:
+    """Raises SettingsError for a stage that takes float students alone after one that quantises.
+
+    `quantized` tells how the network that the chain starts from was quantised; None: it was not.
+    """
     for link in chain:
         way_out = getattr(link.stage, "needs_float", None)
-        if quantized_by is not None and way_out:
+        if quantized and way_out:
             raise SettingsError(
-                f"stages, number {link.number} ({link.name}): the student is quantised already, by "
-                f"number {quantized_by.number} ({quantized_by.name}). {way_out}"
+                f"stages, number {link.number} ({link.name}): the student is quantised already "
+                f"({quantized}). {way_out}"
             )
         if getattr(link.stage, "quantizes", False):
-            quantized_by = link
+            quantized = f"number {link.number}, {link.name}"
 
 
 def resolve(chain: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     """The same chain with all settings of each stage filled in. Raises as `links`."""
-    links(chain)
     found = (_settings(number, table) for number, table in enumerate(chain, start=1))
     return tuple({"stage": name, **to_plain(settings)} for name, settings, _ in found)
 

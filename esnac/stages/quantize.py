@@ -120,7 +120,7 @@ class QuantizeStage:
     settings: QuantizeSettings
 
     quantizes = True
-    needs_float = "Quantise the float student it was made from."
+    needs_float = "Quantise once: leave one out, or take the float student it was made from."
 
     @property
     def name(self) -> str:

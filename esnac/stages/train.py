@@ -8,7 +8,7 @@ from typing import Literal
 
 from esnac.distillation.losses import Distillation
 from esnac.stages._base import StageContext, StageResult
-from esnac.stages.full_training import BEFORE_QUANTIZE, FullTraining
+from esnac.stages.full_training import NO_QUANTIZERS, FullTraining
 from esnac.stages.retraining import require_training, retraining
 
 
@@ -36,7 +36,7 @@ class TrainStage:
 
     @property
     def needs_float(self) -> str | None:
-        return BEFORE_QUANTIZE if self.settings.method == "scratch" else None
+        return NO_QUANTIZERS if self.settings.method == "scratch" else None
 
     def run(self, source: Path, target: Path, context: StageContext) -> StageResult:
         training = retraining(

@@ -162,8 +162,8 @@ class Ensemble:
     def at(self, points: Tensor) -> Prediction:
         """The joint posterior at the `points` of all members (M x n x d)."""
         means, covariances, noises = [], [], []
-        # With debug it would warn of graphs that are among the observations. Fast variances are as
-        # exact as others here, but what does not depend on the points is computed once a fit.
+        # With debug it would warn of graphs that are among the observations. Within `exact` fast
+        # variances are by Cholesky too, but what does not depend on the points is done once a fit.
         with exact(), debug(False), fast_pred_var():
             for member, h in zip(self._members, points, strict=True):
                 posterior = member.gp(h)

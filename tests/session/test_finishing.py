@@ -17,6 +17,7 @@ from esnac.errors import RunError, SettingsError, TrainingError
 from esnac.graphs import student as students
 from esnac.objective import compression, reward
 from esnac.report.epochs import EpochProgress
+from esnac.session import given, opening
 from esnac.training import accuracy
 
 CHAIN = "train(epochs=2, learning_rate=0.01), clear(smallest, share=0.25), train(scratch, epochs=3)"
@@ -209,3 +210,46 @@ def test_an_older_run_without_chains_is_finished(
     )
     assert events(found.path) == before
     assert [len(finalist.stages) for finalist in again.summary.finalists] == [1, 1]
+
+
+def test_a_chain_that_cannot_work_is_refused_at_once_and_an_older_one_can_be_changed(
+    model: nn.Module, shades: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.data_room, "load", lambda *_: shades)
+    chain, place = (
+        "clear(smallest), quantize(post), slim(l1)",
+        preparation.Folders(tmp_path, tmp_path),
+    )
+
+    def compress() -> None:
+        esnac.compress(model, shades, chain, runs=tmp_path, name="a", device="cpu")
+
+    with pytest.raises(SettingsError, match="number 3 .*quantised already .number 2"):
+        compress()
+    assert not (tmp_path / "a").exists()
+    with monkeypatch.context() as older:
+        for room in (opening, given):
+            older.setattr(room, "check_order", lambda *_: None)
+        with pytest.raises(TrainingError, match="slim-l1: .* is quantised already"):
+            compress()
+    with pytest.raises(SettingsError, match="number 3 .*quantised already"):
+        api.finish(tmp_path / "a", place, device="cpu", stages=f"{chain}, train")
+    api.finish(tmp_path / "a", place, device="cpu", stages="clear(smallest), quantize(post)")
+    assert [row["link"] for row in stages(tmp_path / "a")] == [0, 1, 2]
+    assert events(tmp_path / "a")[-1]["event"] == "end"
+
+
+def test_a_quantised_student_is_not_quantised_again(
+    model: nn.Module, shades: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.data_room, "load", lambda *_: shades)
+    place = preparation.Folders(tmp_path, tmp_path)
+    run = esnac.compress(model, shades, "quantize(post)", runs=tmp_path, name="a", device="cpu")
+    few = run.path / stages(run.path)[-1]["path"]
+    choices = preparation.Choices("resnet20", "digits", assignments=['stages="train, slim(l1)"'])
+    told = r"number 2 \(slim-l1\): the student is quantised already \(.*1-quantize-post\)"
+    with pytest.raises(SettingsError, match=told):
+        api.rehearse(choices, place, weights=few)
+    with pytest.raises(SettingsError, match=told):
+        api.start_compression(choices, place, device="cpu", weights=few)
+    assert not (tmp_path / "resnet20-digits-compress").exists()

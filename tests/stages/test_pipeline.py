@@ -14,7 +14,7 @@ from esnac.errors import EsnacError, SettingsError
 from esnac.settings import require
 from esnac.stages import STAGES, StageKind
 from esnac.stages._base import StageContext, StageResult
-from esnac.stages.pipeline import Link, Step, links, resolve, run_here, steps
+from esnac.stages.pipeline import Link, Step, check_order, links, resolve, run_here, steps
 
 TOO_LARGE = (
     "The device has too little memory: take one with more, or start another run with a smaller "
@@ -114,9 +114,9 @@ def test_what_is_wrong_is_told_with_its_place(table: dict[str, Any], parts: list
 @pytest.mark.parametrize(
     ("table", "way_out"),
     [
-        ({"stage": "quantize", "method": "lsq"}, "Quantise the float student"),
+        ({"stage": "quantize", "method": "lsq"}, "take the float student"),
         ({"stage": "slim", "method": "l1"}, "slim the float student"),
-        ({"stage": "train", "method": "scratch"}, "put it before quantize"),
+        ({"stage": "train", "method": "scratch"}, "put it before what quantises"),
         ({"stage": "export", "method": "all"}, "onnx_int8 quantises a float student"),
         ({"stage": "export", "method": "mnn_int8"}, "mnn_int8 quantises a float student"),
     ],
@@ -125,16 +125,30 @@ def test_what_takes_float_students_alone_is_refused_after_quantize(
     table: dict[str, Any], way_out: str
 ) -> None:
     quantize = {"stage": "quantize", "method": "post"}
-    told = r"number 3 \(.*\): the student is quantised already, by number 1 \(quantize-post\)"
-    for read in (links, resolve):
-        with pytest.raises(SettingsError, match=f"{told}.*{way_out}"):
-            read([quantize, add("plus"), table])
-    assert len(links([table, add("plus")])) == 2
+    told = r"number 3 \(.*\): the student is quantised already \(number 1, quantize-post\)"
+    with pytest.raises(SettingsError, match=f"{told}.*{way_out}"):
+        check_order(links([quantize, add("plus"), table]))
+    check_order(links([table, add("plus")]))
+    with pytest.raises(SettingsError, match=rf"number 1 .* already \(as given\).*{way_out}"):
+        check_order(links([table]), "as given")
 
 
 def test_a_quantised_student_is_trained_pruned_and_exported() -> None:
     after = [{"stage": "train"}, {"stage": "prune"}, {"stage": "export", "method": "onnx_int4"}]
-    assert len(links([{"stage": "quantize", "method": "lsq"}, *after])) == 4
+    check_order(links([{"stage": "quantize", "method": "lsq"}, *after]))
+
+
+@pytest.mark.parametrize(("entry", "quantizes"), [("quantizers", True), ("pruners", False)])
+def test_a_schedule_quantises_if_it_has_quantisers(
+    entry: str, quantizes: bool, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    own = {"quantizers": "weights = 4", "pruners": "end = 2\nsparsity = 0.5"}
+    plan.write_text(f"epochs = 3\n[[{entry}]]\n{own[entry]}\n")
+    schedule = {"stage": "schedule", "method": "file", "path": str(plan)}
+    chain = links([schedule, {"stage": "slim", "method": "l1"}])
+    with pytest.raises(SettingsError) if quantizes else nullcontext():
+        check_order(chain)
 
 
 def test_steps_that_are_done_are_left_out(tmp_path: Path) -> None:

@@ -72,10 +72,12 @@ def embedded(encoder, rows, mark):
         return encoder(torch.from_numpy(marked)).double().numpy()
 
 
-@pytest.mark.parametrize("warm", [False, True])
-def test_the_posterior_equals_the_textbook(warm):
+@pytest.mark.parametrize(
+    ("n", "warm"), [(20, False), (20, True), (900, False)]
+)  # GPyTorch would solve iteratively from 800 on
+def test_the_posterior_equals_the_textbook(n, warm):
     """On the members' own embeddings; earlier ones are those of graphs without any padding."""
-    (x, y), (new, _) = graphs(20), graphs(9, seed=5)
+    (x, y), (new, _) = graphs(n), graphs(9, seed=5)
     earlier = before() if warm else None
     ensemble = fitted(x, y, earlier=earlier)
     values = y.numpy() if earlier is None else np.concatenate([y.numpy(), earlier[1]])
