@@ -2,9 +2,9 @@
 
 Runs the product's own command for every engine and seed, one thread each, some at a time; what is
 there already is gone on with or left alone, so it may be stopped at any time and called again.
-Prints a table of the seeds that all engines have ended and, on its last line, one JSON object: per
-engine the best f (validation) of each of these seeds, `mean` and `spread` (standard deviation), and
-how many of its searches are `complete`.
+Prints a table of the seeds that all engines have ended (mean of the best f so far after so many
+evaluations, on validation) and, on its last line, one JSON object: per engine the best f of each of
+these seeds, `mean` and `spread` (standard deviation), and how many of its searches are `complete`.
 
 The teacher's weights come from --teacher; it was trained by `esnac teacher --network resnet20
 --dataset cifar10` on all 45,000 training images, so on nine of ten of the images that are the
@@ -53,11 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     seeds = [seed for seed in args.seeds if all(seed in best for best in found.values())]
     figures = {engine: figure(best, seeds) for engine, best in found.items()}
     print(f"Seeds: {', '.join(map(str, seeds)) or 'none that all have ended'}.\n")
-    print("| engine | best f by seed | mean | spread |\n| --- | --- | --- | --- |")
+    counts = range(BATCH, STEPS * BATCH + 1, BATCH)
+    print(f"| engine | {' | '.join(map(str, counts))} | spread | best f by seed |")
+    print("| --- " * (STEPS + 3) + "|")
     for engine, shown in figures.items():
-        cells = " ".join(f"{f:.4f}" for f in shown["best_f"])
-        mean, spread = (f"{shown[key]:.4f}" for key in ("mean", "spread"))
-        print(f"| {engine} | {cells} | {mean} | {spread} |")
+        curves = [found[engine][seed] for seed in seeds]
+        means = [mean([max(curve[:count]) for curve in curves]) for count in counts]
+        values = [*means, shown["spread"]]
+        cells = " | ".join("-" if value is None else f"{value:.3f}" for value in values)
+        print(f"| {engine} | {cells} | {' '.join(f'{f:.3f}' for f in shown['best_f'])} |")
     print(json.dumps(figures))
     return 0
 
@@ -96,7 +100,7 @@ def search(engine: str, seed: int, args: argparse.Namespace) -> int:
         return subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
 
 
-def journal(engine: str, seed: int, args: argparse.Namespace) -> list[dict[str, object]] | None:
+def journal(engine: str, seed: int, args: argparse.Namespace) -> list[dict[str, Any]] | None:
     path = args.folder / f"resnet20-cifar10-{engine}-{seed}" / "journal.jsonl"
     if not path.exists():
         return None
@@ -109,21 +113,26 @@ def ended(engine: str, seed: int, args: argparse.Namespace) -> bool | None:
     return None if rows is None else len(rewards(rows)) == STEPS * BATCH
 
 
-def rewards(rows: list[dict[str, object]]) -> list[float]:
-    return [float(str(row["f"])) for row in rows if row.get("state") == "DONE"]
+def rewards(rows: list[dict[str, Any]]) -> list[float]:
+    """f of every evaluation, in the order of the proposals."""
+    done = (row for row in rows if row.get("state") == "DONE")
+    return [row["f"] for row in sorted(done, key=lambda row: row["trial"])]
 
 
-def ended_searches(engine: str, args: argparse.Namespace) -> dict[int, float]:
-    """The best f by seed, of the searches that have all their evaluations."""
+def ended_searches(engine: str, args: argparse.Namespace) -> dict[int, list[float]]:
+    """The rewards by seed, of the searches that have all their evaluations."""
     found = {seed: rewards(journal(engine, seed, args) or []) for seed in args.seeds}
-    return {seed: max(values) for seed, values in found.items() if len(values) == STEPS * BATCH}
+    return {seed: values for seed, values in found.items() if len(values) == STEPS * BATCH}
 
 
-def figure(found: dict[int, float], seeds: list[int]) -> dict[str, Any]:
-    best = [found[seed] for seed in seeds]
-    mean = statistics.mean(best) if best else float("nan")
-    spread = statistics.stdev(best) if len(best) > 1 else float("nan")
-    return {"best_f": best, "mean": mean, "spread": spread, "complete": len(found)}
+def figure(found: dict[int, list[float]], seeds: list[int]) -> dict[str, Any]:
+    best = [max(found[seed]) for seed in seeds]
+    spread = statistics.stdev(best) if len(best) > 1 else None
+    return {"best_f": best, "mean": mean(best), "spread": spread, "complete": len(found)}
+
+
+def mean(values: list[float]) -> float | None:
+    return statistics.mean(values) if values else None
 
 
 if __name__ == "__main__":
