@@ -216,10 +216,8 @@ def test_a_chain_that_cannot_work_is_refused_at_once_and_an_older_one_can_be_cha
     model: nn.Module, shades: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api.data_room, "load", lambda *_: shades)
-    chain, place = (
-        "clear(smallest), quantize(post), slim(l1)",
-        preparation.Folders(tmp_path, tmp_path),
-    )
+    chain = "clear(smallest), quantize(post), slim(l1)"
+    place = preparation.Folders(tmp_path, tmp_path)
 
     def compress() -> None:
         esnac.compress(model, shades, chain, runs=tmp_path, name="a", device="cpu")

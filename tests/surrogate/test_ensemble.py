@@ -72,9 +72,8 @@ def embedded(encoder, rows, mark):
         return encoder(torch.from_numpy(marked)).double().numpy()
 
 
-@pytest.mark.parametrize(
-    ("n", "warm"), [(20, False), (20, True), (900, False)]
-)  # GPyTorch would solve iteratively from 800 on
+# GPyTorch would solve iteratively from 800 on.
+@pytest.mark.parametrize(("n", "warm"), [(20, False), (20, True), (900, False)])
 def test_the_posterior_equals_the_textbook(n, warm):
     """On the members' own embeddings; earlier ones are those of graphs without any padding."""
     (x, y), (new, _) = graphs(n), graphs(9, seed=5)
