@@ -59,10 +59,10 @@ class EnsembleSettings:
     scale_learning_rate: float = 0.05
     weight_decay: float = 0.0
     #: Share of the observations that trains a member's weights, and bounds on their number: with
-    #: 96 instead of 64 a step at 160 observations takes a third more time (docs/engine.md).
+    #: 96 instead of 48 a step at 160 observations takes half as long again (docs/engine.md).
     part: float = 0.8
     least_part: int = 6
-    most_part: int = 64
+    most_part: int = 48
     #: Most observations that predictions rest on: the cost grows with the cube.
     most: int = 1000
     #: Graphs embedded at a time.

@@ -77,7 +77,9 @@ class _Ranked(ABC):
         self._model = model
         self._encode = encode
         self._objective = objective
-        mean, _ = model.predict(encode(students)).marginal()
+        #: Points of candidates (M x d): many are scored, tried as parents and picked from.
+        self._known: dict[bytes, Tensor] = {}
+        mean, _ = self._predict(students).marginal()
         merit = self._merit(students, np.exp(mean.numpy()))
         self._students = students.select(np.argsort(-merit, kind="stable"))
 
@@ -91,6 +93,16 @@ class _Ranked(ABC):
     def promising(self, pool: Candidates, scores: np.ndarray, k: int) -> Candidates:
         """The k candidates, by their `scores`, from which it is worth to go on."""
         return pool.select(np.argsort(-scores, kind="stable")[:k])
+
+    def _predict(self, candidates: Candidates) -> Prediction:
+        keys = candidates.keys()
+        new = [row for row, key in enumerate(keys) if key not in self._known]
+        if new:
+            x = self._encode(candidates.select(np.array(new, dtype=np.int64)))
+            members = [self._model.points(x, member) for member in range(self._model.size)]
+            found = torch.stack(members, dim=1)
+            self._known.update(zip((keys[row] for row in new), found, strict=True))
+        return self._model.at(torch.stack([self._known[key] for key in keys], dim=1))
 
 
 def _in_chunks(score: Callable[[Candidates], np.ndarray], candidates: Candidates) -> np.ndarray:
@@ -122,11 +134,6 @@ class Improvement(_Ranked):
         """What members make of the best student (M x 1); its noisy value would be too good."""
         weight = torch.from_numpy(self._objective.weight(self._students))
         return (weight * self._predict(self._students).mean.exp()).amax(dim=1, keepdim=True)
-
-    @cached_property
-    def _known(self) -> dict[bytes, Tensor]:
-        """Points of candidates (M x d): many are scored, tried as parents and picked from."""
-        return {}
 
     def _merit(self, students: Candidates, ratio: np.ndarray) -> np.ndarray:
         return self._objective.weight(students) * ratio
@@ -173,16 +180,6 @@ class Improvement(_Ranked):
             variance = variance - column**2
             best = torch.maximum(best, weight[row] * prediction.mean[:, row, None].exp())
         return chosen
-
-    def _predict(self, candidates: Candidates) -> Prediction:
-        keys = candidates.keys()
-        new = [row for row, key in enumerate(keys) if key not in self._known]
-        if new:
-            x = self._encode(candidates.select(np.array(new, dtype=np.int64)))
-            members = [self._model.points(x, member) for member in range(self._model.size)]
-            found = torch.stack(members, dim=1)
-            self._known.update(zip((keys[row] for row in new), found, strict=True))
-        return self._model.at(torch.stack([self._known[key] for key in keys], dim=1))
 
 
 def _log_improvement(
