@@ -46,6 +46,7 @@ def fit(network: nn.Module, epochs: int) -> float:
 
 def train(config: dict[str, Any], epochs: int) -> None:
     """On a worker: what a `tune.Tuner` calls a trainable."""
+    torch.manual_seed(0)
     student = StudentNetwork(esnac.ArchGraph.from_json(config["architecture"]))
     tune.report({"accuracy": fit(student, epochs)})
 
