@@ -58,11 +58,11 @@ class EnsembleSettings:
     learning_rate: float = 5e-3
     scale_learning_rate: float = 0.05
     weight_decay: float = 0.0
-    #: Share of the observations that trains a member's weights, and bounds on their number: with
-    #: 96 instead of 48 a step at 160 observations takes half as long again (docs/engine.md).
+    #: Share of the observations that trains a member's weights, and the least number of them.
     part: float = 0.8
     least_part: int = 6
-    most_part: int = 48
+    #: Most of them in a step of Adam; with more, every step draws its own.
+    batch: int = 32
     #: Most observations that predictions rest on: the cost grows with the cube.
     most: int = 1000
     #: Graphs embedded at a time.
@@ -72,7 +72,7 @@ class EnsembleSettings:
         counts = ("members", "hidden", "first_steps", "afresh_every", "most", "chunk")
         _require_ranges(
             self,
-            counts=(*counts, "least_part", "most_part"),
+            counts=(*counts, "least_part", "batch"),
             positive=("learning_rate", "scale_learning_rate"),
             not_negative=("next_steps", "weight_decay"),
         )

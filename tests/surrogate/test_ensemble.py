@@ -6,10 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from torch.nn.functional import normalize
 
 from esnac.errors import SettingsError, TrainingError
 from esnac.settings import build
-from esnac.surrogate.ensemble import CLAMP, Ensemble, Prediction
+from esnac.surrogate.embedding import GraphEmbedding
+from esnac.surrogate.ensemble import CLAMP, Ensemble, LearnedGP, Prediction
 from esnac.surrogate.settings import EnsembleSettings
 
 SMALL = EnsembleSettings(
@@ -20,7 +23,7 @@ SMALL = EnsembleSettings(
     afresh_every=4,
     part=0.8,
     least_part=4,
-    most_part=100,
+    batch=100,
     most=1000,
     chunk=7,
 )
@@ -177,6 +180,41 @@ def test_members_go_on_by_fewer_steps():
     assert [member.trained for member in ensemble._members] == [8, 8]
     ensemble.fit(x, y, 2, step=1)
     assert [member.trained for member in ensemble._members] == [11, 11]
+
+
+def test_the_objective_equals_gpytorchs():
+    (x, y), gp = graphs(12), LearnedGP(torch.zeros(1, 6).double(), torch.zeros(1).double())
+    gp.covar_module.outputscale, gp.likelihood.noise = 1.7, 0.02
+    gp.mean_module.constant = 0.3
+    h = normalize(x.mean(1), dim=1).double().requires_grad_()
+    theirs = ExactMarginalLogLikelihood(gp.likelihood, gp.train())(gp.forward(h), y)
+    parameters = [h, *gp.parameters()]
+    expected = torch.autograd.grad(theirs, parameters)
+    ours = gp.log_posterior(h, y)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
+    for gradient, other in zip(torch.autograd.grad(ours, parameters), expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-8, atol=1e-10)
+
+
+def test_many_observations_train_in_batches_that_every_step_draws(monkeypatch):
+    x, y = graphs(30)
+    seen = []
+    forward = GraphEmbedding.forward
+
+    def recorded(self, rows, lengths=None):
+        seen.append(tuple(int((x == row).all((1, 2)).nonzero()) for row in rows))
+        return forward(self, rows, lengths)
+
+    monkeypatch.setattr(GraphEmbedding, "forward", recorded)
+    fitted(x, y, settings=dataclasses.replace(SMALL, members=1, batch=10, chunk=30))
+    batches = seen[: SMALL.first_steps]
+    assert seen[SMALL.first_steps :] == [tuple(range(30))], "predictions rest on all"
+    assert all(len(set(batch)) == 10 for batch in batches)
+    assert len(set(batches)) == len(batches)
+    assert 20 < len(set().union(*batches)) <= 24, "of the member's share"
+    seen.clear()
+    fitted(x, y, settings=dataclasses.replace(SMALL, members=1, batch=24, chunk=30))
+    assert len(set(seen[: SMALL.first_steps])) == 1
 
 
 def test_an_ensemble_without_members_starts_them():
