@@ -61,7 +61,7 @@ class EnsembleSettings:
     #: Share of the observations that trains a member's weights, and the least number of them.
     part: float = 0.8
     least_part: int = 6
-    #: Most of them in a step of Adam; with more, every step draws its own.
+    #: Most of them in one step of Adam; with more, every step draws its own (docs/engine.md).
     batch: int = 32
     #: Most observations that predictions rest on: the cost grows with the cube.
     most: int = 1000

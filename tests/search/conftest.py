@@ -58,6 +58,7 @@ MODEL = {
     "afresh_every": 3,
     "part": 0.8,
     "least_part": 4,
+    "batch": 5,
 }
 KERNEL = SurrogateSettings(hidden=4, layers=1, steps=3)
 

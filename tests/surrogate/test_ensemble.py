@@ -144,7 +144,7 @@ def test_afresh_means_as_if_new():
 @pytest.mark.parametrize("every", [1, 3, 4])
 def test_the_steps_in_which_each_member_began_anew_are_all_that_counts(every):
     """So a resumed search replays no more than those."""
-    settings = dataclasses.replace(SMALL, members=3, afresh_every=every)
+    settings = dataclasses.replace(SMALL, members=3, afresh_every=every, batch=6)
     (x, y), (new, _) = graphs(24), graphs(5, seed=5)
     straight, late = Ensemble(6, settings), Ensemble(6, settings)
     for step in range(8):
@@ -297,7 +297,9 @@ def test_features_that_are_not_finite_are_told():
         fitted(x * float("nan"), y)
 
 
-@pytest.mark.parametrize("key", ["members", "hidden", "first_steps", "afresh_every", "most"])
+@pytest.mark.parametrize(
+    "key", ["members", "hidden", "first_steps", "afresh_every", "most", "batch"]
+)
 def test_a_setting_out_of_range_is_named(key):
     with pytest.raises(SettingsError, match=key):
         build(EnsembleSettings, {key: 0})

@@ -77,7 +77,8 @@ class _Ranked(ABC):
         self._model = model
         self._encode = encode
         self._objective = objective
-        #: Points of candidates (M x d): many are scored, tried as parents and picked from.
+        #: Points (M x d) of candidates that `_predict` has met: many are scored, tried as parents
+        #: and picked from.
         self._known: dict[bytes, Tensor] = {}
         mean, _ = self._predict(students).marginal()
         merit = self._merit(students, np.exp(mean.numpy()))
